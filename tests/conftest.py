@@ -1,0 +1,78 @@
+"""What several test folders share: one Ray, one small dataset, one trained run."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from cxr_ray.cluster import prepare_environment
+
+prepare_environment()  # before anything imports torch or Ray
+
+import pytest  # noqa: E402
+
+REAL_DATA = os.environ.get("CXR_REAL_DATA")
+IN_CI = os.environ.get("CI") == "true"
+
+
+@pytest.fixture(scope="session")
+def local_ray() -> Iterator[None]:
+    """One Ray for the whole session, with the dashboard that Serve's REST interface lives in."""
+    from cxr_ray import cluster
+
+    cluster.connect(cpus=4, dashboard=True)
+    yield
+    cluster.disconnect()
+
+
+@pytest.fixture(scope="session")
+def phantoms(tmp_path_factory: pytest.TempPathFactory):
+    """60 phantoms at 64 px; read only."""
+    from cxr_ray.data.phantom_dataset import make_phantoms
+
+    return make_phantoms(tmp_path_factory.mktemp("phantoms") / "dataset", images=60, size=64, quiet=True)
+
+
+@pytest.fixture(scope="session")
+def untrained_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny bundle for 64-px films that has learnt nothing, but answers; read only."""
+    import torch
+
+    from cxr_ray.bundle import BundleInfo, Preprocessing, write_bundle
+    from cxr_ray.data.labels import STANDARD
+    from cxr_ray.metrics.calibration import identity_calibration
+    from cxr_ray.model.dual_backbone import NetworkConfig, build_network
+
+    torch.manual_seed(0)
+    network = NetworkConfig(backbones="tiny")
+    info = BundleInfo(
+        name="untrained",
+        created="2026-01-01T00:00:00+00:00",
+        classes=list(STANDARD),
+        watched_class="covid",
+        preprocessing=Preprocessing(dataset_size=96, fit="squash", network_size=64),
+        network=network,
+        calibration=identity_calibration(5),
+        thresholds=[1.0] * 5,
+        validation={"images": 0, "metrics": {}, "confusion": [[0] * 5] * 5},
+        provenance={},
+    )
+    module = build_network(network, 5).train()
+    with torch.no_grad():
+        for _ in range(20):
+            module(torch.randn(4, 1, 64, 64))  # statistics of real activations, without which features vanish
+    path = tmp_path_factory.mktemp("untrained") / "bundle"
+    write_bundle(path, info, module.state_dict(), "# card\n", [{"epoch": 1}])
+    return path
+
+
+@pytest.fixture(scope="session")
+def real_films() -> Path:
+    """The folder of 2,007 real films that CXR_REAL_DATA names."""
+    if REAL_DATA is None or not Path(REAL_DATA).is_dir():
+        message = "needs the real films: set CXR_REAL_DATA to their folder"
+        if IN_CI:
+            pytest.fail(message)
+        pytest.skip(message)
+    return Path(REAL_DATA).resolve()
