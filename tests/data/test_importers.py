@@ -1,0 +1,292 @@
+"""Import: what a folder of films becomes, and what stops it."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter, defaultdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from cxr_ray.data import importers
+from cxr_ray.data.importers import import_dataset
+from cxr_ray.data.phantom_dataset import make_phantoms, write_phantom_films
+from cxr_ray.data.resize import fit_square
+from cxr_ray.data.store import open_dataset
+from cxr_ray.errors import ConfigError, DataError
+
+COLUMNS: tuple[str, ...] = ("path", "label", "source", "patient_id", "split", "view", "sex", "age", "ward")
+
+
+def make_films(folder: Path, per_class: int = 12, classes: tuple[str, ...] = ("normal", "COVID-19")) -> Path:
+    random = np.random.default_rng(0)
+    for label in classes:
+        (folder / label).mkdir(parents=True)
+        for number in range(per_class):
+            pixels = random.integers(0, 255, (40, 30), np.uint8)
+            Image.fromarray(pixels).save(folder / label / f"{number:03d}.png")
+    return folder
+
+
+def write_csv(folder: Path, rows: list[dict[str, object]]) -> Path:
+    path = folder / "labels.csv"
+    with path.open("w", newline="") as stream:
+        writer = csv.DictWriter(stream, fieldnames=COLUMNS, restval="")
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+def rows_for(folder: Path, **values) -> list[dict[str, object]]:
+    files = sorted(folder.rglob("*.png"))
+    return [
+        {"path": file.relative_to(folder).as_posix(), "label": file.parent.name}
+        | {key: value(number) if callable(value) else value for key, value in values.items()}
+        for number, file in enumerate(files)
+    ]
+
+
+def test_class_folders_become_classes_in_the_projects_order(tmp_path):
+    films = make_films(tmp_path / "films", classes=("zebra", "TB", "covid19", "Normal"))
+    dataset = import_dataset(films, tmp_path / "out", size=64, quiet=True)
+    assert dataset.classes == ["normal", "covid", "tuberculosis", "zebra"]
+    assert dataset.manifest.num_rows == 48
+    assert open_dataset(tmp_path / "out").info == dataset.info
+
+
+def test_stored_pixels_are_the_resized_files_in_manifest_order(tmp_path):
+    films = make_films(tmp_path / "films")
+    dataset = import_dataset(films, tmp_path / "out", size=64, quiet=True)
+    for row, path in enumerate(dataset.column("path")):
+        expected = fit_square(np.asarray(Image.open(films / path)), 64, "squash")
+        np.testing.assert_array_equal(dataset.pixels[row], expected)
+
+
+def test_csv_columns_reach_the_manifest(tmp_path):
+    films = make_films(tmp_path / "films")
+    rows = rows_for(films, source="hospital", patient_id=lambda i: f"p{i // 2}", view="PA", sex="F", age=61.5, ward="C")
+    dataset = import_dataset(films, tmp_path / "out", metadata=write_csv(films, rows), size=64, quiet=True)
+    first = dataset.manifest.slice(0, 1).to_pylist()[0]
+    expected = {"source": "hospital", "patient_id": "p0", "view": "PA", "sex": "F", "age": 61.5, "extra.ward": "C"}
+    assert {key: first[key] for key in expected} == expected
+    assert (first["width"], first["height"], first["bit_depth"]) == (30, 40, 8)
+
+
+def test_image_ids_are_unique_and_pixel_hashes_find_exact_duplicates(tmp_path):
+    films = make_films(tmp_path / "films")
+    copy = films / "normal" / "copy.png"
+    copy.write_bytes((films / "normal" / "000.png").read_bytes())
+    dataset = import_dataset(films, tmp_path / "out", size=64, quiet=True)
+    assert len(set(dataset.column("image_id"))) == 25
+    by_path = {row["path"]: row for row in dataset.manifest.to_pylist()}
+    one, other = by_path["normal/000.png"], by_path["normal/copy.png"]
+    assert one["duplicate_group"] == other["duplicate_group"]
+    assert one["split"] == other["split"]
+
+
+def test_no_patient_and_no_duplicate_crosses_splits_and_shares_are_kept(tmp_path):
+    films = make_films(tmp_path / "films", per_class=120)
+    rows = rows_for(films, patient_id=lambda i: f"p{i // 3}", source=lambda i: f"s{i // 3 % 2}")
+    dataset = import_dataset(films, tmp_path / "out", metadata=write_csv(films, rows), size=64, quiet=True)
+    splits_of = defaultdict(set)
+    for patient, split in zip(dataset.column("patient_id"), dataset.column("split"), strict=True):
+        splits_of[patient].add(split)
+    assert all(len(splits) == 1 for splits in splits_of.values())
+    counts = Counter(dataset.column("split"))
+    for split, share in (("train", 0.65), ("val", 0.10), ("calibration", 0.10), ("test", 0.15)):
+        assert abs(counts[split] / 240 - share) < 0.03
+        assert abs(dataset.info.counts[split]["covid"] - dataset.info.counts[split]["normal"]) <= 6
+
+
+def test_the_same_seed_gives_the_same_dataset_byte_for_byte(tmp_path):
+    films = make_films(tmp_path / "films")
+    one = import_dataset(films, tmp_path / "a", size=64, quiet=True)
+    two = import_dataset(films, tmp_path / "b", size=64, quiet=True)
+    assert one.info.fingerprint == two.info.fingerprint
+    for name in ("manifest.parquet", "pixels-00000.npy"):
+        assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
+    assert import_dataset(films, tmp_path / "c", size=64, seed=1, quiet=True).info.fingerprint != one.info.fingerprint
+
+
+def test_a_given_split_is_honoured_and_calibration_taken_from_val_with_a_warning(tmp_path):
+    films = make_films(tmp_path / "films", per_class=20)
+    rows = rows_for(films, split=lambda i: ("train", "train", "val", "val", "test")[i % 5])
+    dataset = import_dataset(films, tmp_path / "out", metadata=write_csv(films, rows), size=64, quiet=True)
+    given = {str(row["path"]): row["split"] for row in rows}
+    for path, split in zip(dataset.column("path"), dataset.column("split"), strict=True):
+        assert split == given[path] or (split == "calibration" and given[path] == "val")
+    assert sum(dataset.info.counts["calibration"].values()) == 8
+    assert any("half of val" in warning for warning in dataset.info.warnings)
+
+
+def test_a_given_split_with_a_patient_on_both_sides_is_refused_naming_it(tmp_path):
+    films = make_films(tmp_path / "films")
+    rows = rows_for(films, split=lambda i: ("train", "val", "test")[i % 3], patient_id=lambda i: f"p{i // 2}")
+    with pytest.raises(DataError, match=r"patient\(s\) lie in more than one split, for example films p\d+: .*\.png in"):
+        import_dataset(films, tmp_path / "out", metadata=write_csv(films, rows), size=64, quiet=True)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"label": "covdi"}, r"label 'covdi' stands on 1 image\(s\) only .*did you mean 'covid'"),
+        ({"label": ""}, r"labels\.csv, line 2: names no label"),
+        ({"path": "../elsewhere.png"}, "leads out of the source folder"),
+        ({"split": "trian"}, r"split 'trian' is not one of train, val, calibration, test \(did you mean 'train'\?\)"),
+        ({"split": "train"}, "gives a split for 1 images and none for 23"),
+        ({"age": "old"}, "age 'old' is not a number of years"),
+    ],
+)
+def test_a_mistake_in_the_csv_is_named_with_its_place(tmp_path, change, message):
+    films = make_films(tmp_path / "films")
+    rows = rows_for(films)
+    rows[0] |= change
+    with pytest.raises(DataError, match=message):
+        import_dataset(films, tmp_path / "out", metadata=write_csv(films, rows), size=64, quiet=True)
+    assert not (tmp_path / "out").exists()
+
+
+def test_unreadable_files_are_listed_with_the_reason_and_skipped(tmp_path):
+    films = make_films(tmp_path / "films", per_class=30)
+    (films / "normal" / "bad.png").write_bytes((films / "normal" / "000.png").read_bytes()[:100])
+    dataset = import_dataset(films, tmp_path / "out", size=64, quiet=True)
+    report = json.loads((tmp_path / "out" / "import_report.json").read_text())
+    assert dataset.manifest.num_rows == report["imported"] == 60
+    assert report["unreadable"] == [
+        {"path": "normal/bad.png", "code": "truncated", "reason": "is truncated: the file ends before its last pixel"}
+    ]
+
+
+def test_many_unreadable_files_stop_the_import_unless_told_to_go_on(tmp_path):
+    films = make_films(tmp_path / "films")
+    for number in range(3):
+        (films / "normal" / f"bad{number}.png").write_text("no film")
+    with pytest.raises(
+        DataError, match=r"3 of 27 files are unreadable, more than 5%: normal/bad0\.png is not an image"
+    ):
+        import_dataset(films, tmp_path / "out", size=64, quiet=True)
+    with pytest.raises(DataError, match="was interrupted"):
+        open_dataset(tmp_path / "out")
+    dataset = import_dataset(films, tmp_path / "out", size=64, keep_going=True, quiet=True)
+    assert dataset.manifest.num_rows == 24
+
+
+def test_a_finished_dataset_is_not_touched_without_overwrite(tmp_path):
+    films = make_films(tmp_path / "films")
+    first = import_dataset(films, tmp_path / "out", size=64, quiet=True)
+    with pytest.raises(DataError, match="already holds a finished dataset"):
+        import_dataset(films, tmp_path / "out", size=96, quiet=True)
+    assert open_dataset(tmp_path / "out").info == first.info
+    assert import_dataset(films, tmp_path / "out", size=96, overwrite=True, quiet=True).info.image_size == 96
+
+
+def test_a_folder_with_other_things_in_it_is_not_written_to(tmp_path):
+    films = make_films(tmp_path / "films")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.tex").write_text("years of work")
+    with pytest.raises(DataError, match="is not empty"):
+        import_dataset(films, tmp_path / "out", size=64, quiet=True)
+    assert (tmp_path / "out" / "thesis.tex").exists()
+
+
+def test_an_import_killed_midway_is_completed_without_redoing_shards(tmp_path, monkeypatch):
+    films = make_films(tmp_path / "films", per_class=40)
+    monkeypatch.setattr(importers, "SHARD_IMAGES", 16)
+    whole = import_dataset(films, tmp_path / "whole", size=64, quiet=True)
+    script = (
+        "import time, cxr_ray.data.importers as i; i.SHARD_IMAGES = 16; original = i.decode_chunk\n"
+        "def slow(chunk):\n    time.sleep(0.3); return original(chunk)\n"
+        f"i.decode_chunk = slow; i.import_dataset({str(films)!r}, {str(tmp_path / 'out')!r}, size=64, quiet=True)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", script])
+    deadline = time.monotonic() + 60
+    while len(list((tmp_path / "out" / ".import").glob("shard-*.json"))) < 2:
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.02)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    with pytest.raises(DataError, match="was interrupted"):
+        open_dataset(tmp_path / "out")
+    finished = {file: file.stat().st_mtime_ns for file in (tmp_path / "out").glob("pixels-*.npy")}
+    dataset = import_dataset(films, tmp_path / "out", size=64, quiet=True)
+    assert {file: file.stat().st_mtime_ns for file in finished} == finished
+    assert dataset.info.fingerprint == whole.info.fingerprint
+    assert (tmp_path / "out/manifest.parquet").read_bytes() == (tmp_path / "whole/manifest.parquet").read_bytes()
+
+
+def test_the_mapper_given_does_the_work_in_order(tmp_path):
+    films = make_films(tmp_path / "films")
+    seen = []
+
+    def counting_map(function, items):
+        for item in items:
+            seen.append(len(item.files))
+            yield function(item)
+
+    import_dataset(films, tmp_path / "out", size=64, map=counting_map, quiet=True)
+    assert sum(seen) == 24
+
+
+@pytest.mark.parametrize(
+    ("options", "message"), [({"size": 32}, "--size: size 32 is too small"), ({"fit": "strech"}, "--fit: fit 'strech'")]
+)
+def test_options_that_make_no_sense_are_refused(tmp_path, options, message):
+    with pytest.raises(ConfigError, match=message):
+        import_dataset(tmp_path, tmp_path / "out", **options)
+
+
+def test_missing_and_empty_folders_are_explained(tmp_path):
+    with pytest.raises(DataError, match="there is no such folder"):
+        import_dataset(tmp_path / "nowhere", tmp_path / "out", quiet=True)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="no images in class folders"):
+        import_dataset(tmp_path / "empty", tmp_path / "out", quiet=True)
+
+
+@pytest.mark.parametrize("fit", ["squash", "pad", "crop"])
+def test_every_fit_makes_squares_of_wide_and_tall_films(fit):
+    wide = np.tile(np.linspace(0, 255, 200).astype(np.uint8), (100, 1))
+    for film in (wide, wide.T):
+        square = fit_square(np.ascontiguousarray(film), 64, fit)
+        assert square.shape == (64, 64)
+    padded = fit_square(wide, 64, "pad")
+    assert (padded[:15] == 0).all() and padded[20:40].max() > 200
+    assert fit_square(wide, 64, "crop").max() < 200
+
+
+def test_phantom_datasets_carry_masks_and_repeat_exactly(tmp_path, phantoms):
+    again = make_phantoms(tmp_path / "again", images=60, size=64, quiet=True)
+    assert again.info.fingerprint == phantoms.info.fingerprint
+    assert phantoms.masks is not None
+    for row, label in enumerate(phantoms.column("label")):
+        assert phantoms.masks[row].any() == (label != "normal")
+
+
+def test_phantom_films_written_as_files_import_like_any_others(tmp_path):
+    films = write_phantom_films(tmp_path / "films", images=60, size=96, quiet=True)
+    dataset = import_dataset(films, tmp_path / "out", size=64, quiet=True)
+    assert dataset.manifest.num_rows == 60
+    assert len(set(dataset.column("patient_id"))) == 60
+    assert dataset.info.licences == {"synthetic, free of rights": 60}
+
+
+@pytest.mark.real_data
+def test_the_real_films_import_with_patients_kept_apart(tmp_path, real_films):
+    dataset = import_dataset(real_films, tmp_path / "out", size=64, quiet=True)
+    assert dataset.manifest.num_rows == 2007
+    assert dataset.info.sources == {
+        "cohen": 46, "cxnet": 238, "kermany": 530, "nih": 250, "radiography_db": 521, "tb_db": 422,
+    }  # fmt: skip
+    splits_of = defaultdict(set)
+    for patient, split in zip(dataset.column("patient_id"), dataset.column("split"), strict=True):
+        if patient is not None:
+            splits_of[patient].add(split)
+    assert max(len(splits) for splits in splits_of.values()) == 1
