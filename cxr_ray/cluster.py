@@ -1,0 +1,236 @@
+"""The only door to a Ray cluster: start or join one, look at what it has, map work over it."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import uuid
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+
+from cxr_ray.errors import ClusterError, ConfigError, CxrError
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+# Settings that Ray and OpenMP read once, when a process starts; a value the user has set stays.
+ENVIRONMENT = {
+    # Ray turns token authentication on for clusters it starts, but its clients default to off.
+    "RAY_AUTH_MODE": "token",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    # Without these, workers change their directory and print every line twice.
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",
+    # State on disk at most this old when the driver is killed; also how fresh the live view can be.
+    "TUNE_GLOBAL_CHECKPOINT_S": "5",
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+    # A trial that failed before its first epoch ends without a score; that is no reason to end the run.
+    "TUNE_DISABLE_STRICT_METRIC_CHECKING": "1",
+    # The old reporter is the one that verbose=0 silences.
+    "RAY_AIR_NEW_OUTPUT": "0",
+    # PyTorch's threads wait asleep: spinning ones take the cores from Ray's processes and from other trials.
+    "OMP_WAIT_POLICY": "passive",
+    "NO_ALBUMENTATIONS_UPDATE": "1",
+}
+AUTOSCALER_FILE = "~/ray_bootstrap_config.yaml"
+_PROBE_TIMEOUT_S = 60
+# Whether `connect` started the Ray this process is connected to: that one never grows.
+_STARTED_HERE = False
+
+
+def prepare_environment() -> None:
+    """Put `ENVIRONMENT` in place; does nothing once Ray is imported, which has read it by then."""
+    if "ray" in sys.modules:
+        return
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+
+
+def connect(
+    address: str | None = None,
+    *,
+    cpus: int | None = None,
+    resources: dict[str, float] | None = None,
+    dashboard: bool = False,
+) -> None:
+    """Start a local Ray, or join a running one; does nothing if this process is already connected.
+
+    Args:
+        address: ``auto``, ``host:6379`` or ``ray://...``; None starts Ray on this machine.
+        cpus: CPUs of a local Ray; None for all.
+        resources: Custom resources of a local Ray.
+        dashboard: Start the dashboard of a local Ray, which Serve's and Jobs' REST interfaces live in.
+
+    Raises:
+        ClusterError: The address does not answer or refuses the token.
+    """
+    global _STARTED_HERE  # noqa: PLW0603 - one process is connected to one Ray
+    prepare_environment()
+    import ray
+
+    if ray.is_initialized():
+        return
+    quiet: dict[str, Any] = {"logging_level": "WARNING", "log_to_driver": False}
+    if address is None:
+        ray.init(num_cpus=cpus, resources=resources, include_dashboard=dashboard, dashboard_host="127.0.0.1", **quiet)
+        _protect_token()
+        _STARTED_HERE = True
+        return
+    _STARTED_HERE = False
+    try:
+        ray.init(address=address, **quiet)
+    except Exception as error:
+        # Ray raises ConnectionError, RuntimeError, AuthenticationError, ValueError for the same thing.
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise ClusterError(
+            f"no Ray cluster can be joined here ({reason})",
+            where=address,
+            next_step="Check the address with 'ray status --address ...', and that RAY_AUTH_TOKEN or "
+            "RAY_AUTH_TOKEN_PATH holds the cluster's token (RAY_AUTH_MODE=disabled for a cluster without one)",
+        ) from error
+
+
+def disconnect() -> None:
+    """Leave the cluster; a Ray that `connect` started ends."""
+    import ray
+
+    ray.shutdown()
+
+
+def available(resource: str) -> float:
+    """How much of a resource (``CPU``, ``GPU`` ...) the whole cluster has, in use or not."""
+    import ray
+
+    return float(ray.cluster_resources().get(resource, 0.0))
+
+
+def check_fits(workers: int, per_worker: dict[str, float]) -> None:
+    """Refuse what the cluster can never hold, before anything waits for it.
+
+    Raises:
+        ClusterError: With the arithmetic.
+    """
+    for resource, amount in per_worker.items():
+        have = could_have(resource)
+        if workers * amount > have + 1e-9:
+            raise ClusterError(
+                f"{workers} worker(s) x {amount:g} {resource} = {workers * amount:g} {resource}, "
+                f"but the cluster has {have:g} at most",
+                next_step="Ask for fewer workers or less for each, or add nodes",
+            )
+
+
+def check_readable(path: str, what: str) -> None:
+    """On a cluster of several nodes, check that every node can read a local path.
+
+    Raises:
+        ClusterError: Naming the nodes that cannot.
+    """
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    if len(nodes) < 2 or "://" in path:
+        return
+    probe = ray.remote(num_cpus=0)(_exists)
+    answers = {
+        node["NodeManagerAddress"]: probe.options(
+            scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        ).remote(path)
+        for node in nodes
+    }
+    missing = [name for name, answer in answers.items() if not ray.get(answer, timeout=_PROBE_TIMEOUT_S)]
+    if missing:
+        raise ClusterError(
+            f"{what} {path} cannot be read on {len(missing)} of {len(nodes)} nodes ({', '.join(missing[:3])})",
+            next_step="Put it on storage that every node sees (a shared file system, s3://, gs:// ...) "
+            "and give that path",
+        )
+
+
+def parallel_map(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+    """`map` over the cluster's CPUs, results in order, at most a few in flight so that memory stays flat."""
+    import ray
+
+    remote = ray.remote(num_cpus=1)(function)
+    in_flight: deque[Any] = deque()
+    limit = max(2, 2 * int(available("CPU")))
+    for item in items:
+        in_flight.append(remote.remote(item))
+        if len(in_flight) >= limit:
+            yield ray.get(in_flight.popleft())
+    while in_flight:
+        yield ray.get(in_flight.popleft())
+
+
+def find_cxr_error(error: BaseException) -> CxrError | None:
+    """The `CxrError` that a worker raised, out of the wrappers Ray puts around it; None if there is none."""
+    seen: set[int] = set()
+    pending: list[BaseException] = [error]
+    while pending:
+        current = pending.pop()
+        if id(current) in seen:
+            continue
+        seen.add(id(current))
+        if isinstance(current, CxrError) and type(current).__module__.startswith("cxr_ray."):
+            return current
+        failures = getattr(current, "worker_failures", None)
+        inner = list(failures.values()) if isinstance(failures, dict) else []
+        for other in (*inner, getattr(current, "cause", None), current.__cause__, current.__context__):
+            if isinstance(other, BaseException):
+                pending.append(other)
+    return None
+
+
+def unique_name(prefix: str) -> str:
+    """A readable name that no other run has: ``tiny-1123-2014-3f9a``."""
+    from datetime import datetime
+
+    return f"{prefix}-{datetime.now().astimezone():%m%d-%H%M}-{uuid.uuid4().hex[:4]}"
+
+
+def check_name(name: str | None) -> None:
+    """Refuse a run's name that would not be one folder in its storage.
+
+    Raises:
+        ConfigError: Saying what a name may hold.
+    """
+    if name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+        raise ConfigError(
+            f"'{name}' is not a name: letters, digits, '.', '_' and '-' are allowed, the first a letter or digit",
+            where="--name",
+        )
+
+
+def _exists(path: str) -> bool:
+    return Path(path).exists()
+
+
+def could_have(resource: str) -> float:
+    """How much of a resource the cluster has, or may grow to where this process runs on an autoscaling head.
+
+    Ray tells nobody how far its autoscaler may go, but `ray up` leaves the cluster's description on the head,
+    where drivers run. A description without resources (Ray then asks the cloud) counts as what there is now.
+    """
+    description = Path(AUTOSCALER_FILE).expanduser()
+    if _STARTED_HERE or not description.is_file():
+        return available(resource)
+    config = yaml.safe_load(description.read_text())
+    head, most = config.get("head_node_type"), config.get("max_workers", 0)
+    grown = 0.0
+    for name, node in config.get("available_node_types", {}).items():
+        nodes = 1 if name == head else min(most, node.get("max_workers", most))
+        grown += nodes * node.get("resources", {}).get(resource, 0)
+    return max(available(resource), float(grown))
+
+
+def _protect_token() -> None:
+    # Ray writes the token readable for everyone on the machine.
+    token = Path("~/.ray/auth_token").expanduser()
+    if token.is_file():
+        token.chmod(0o600)
