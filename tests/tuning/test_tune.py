@@ -1,0 +1,107 @@
+"""A real tuning run on a real Ray: trials as folders, failures as rows, nothing left running."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import yaml
+
+from cxr_ray.errors import RunError
+from cxr_ray.leaderboard.rows import read_leaderboard
+from cxr_ray.paths import locate
+from cxr_ray.training.run_folder import RunFolder
+from cxr_ray.tuning.run import tune
+
+pytestmark = pytest.mark.usefixtures("local_ray")
+
+SPACE = {
+    "base": "tiny",
+    "trials": 4,
+    "metric": "macro_f1",
+    "overrides": {
+        "training.image_size": 64,
+        "training.epochs": 3,
+        "training.batch_size": 16,
+        "training.precision": "fp32",
+        "optimization.clip_norm": 1e30,
+    },
+    # Half of the choices cannot train: their loss is no number from the first step on.
+    "parameters": {
+        "optimization.learning_rate": {"choice": [0.001, 1e30]},
+        "loss.recall_emphasis.covid": {"uniform": [1, 4]},
+    },
+    "scheduler": {"kind": "asha", "grace_epochs": 1, "reduction_factor": 2},
+}
+
+
+@pytest.fixture(scope="module")
+def space(tmp_path_factory):
+    path = tmp_path_factory.mktemp("space") / "mixed.yaml"
+    path.write_text(yaml.safe_dump(SPACE))
+    return path
+
+
+@pytest.fixture(scope="module")
+def tuned(space, phantoms, tmp_path_factory):
+    return tune(space, phantoms, storage=tmp_path_factory.mktemp("runs"), name="mixed", quiet=True)
+
+
+def folders(result):
+    names = [name for name in result.location.children() if name.startswith("trial_")]
+    return [RunFolder(result.location.child(name)) for name in names]
+
+
+def test_every_trial_is_a_run_folder_that_ended(tuned):
+    assert tuned.trials == 4
+    states = [folder.status().state for folder in folders(tuned)]  # pyright: ignore[reportOptionalMemberAccess]
+    assert len(states) == 4
+    assert set(states) <= {"finished", "stopped", "failed"}
+
+
+def test_a_trial_that_fails_says_why_and_the_others_go_on(tuned):
+    failed = [folder for folder in folders(tuned) if folder.info().parameters["optimization.learning_rate"] > 1]
+    assert len(failed) == tuned.failed > 0
+    for folder in failed:
+        status = folder.status()
+        assert status is not None and status.state == "failed"
+        assert "training loss became" in status.reason
+    assert tuned.failed < 4
+
+
+def test_a_trial_trained_what_the_search_chose(tuned):
+    for folder in folders(tuned):
+        info = folder.info()
+        assert info.experiment.loss.recall_emphasis == {"covid": info.parameters["loss.recall_emphasis.covid"]}
+        assert info.experiment.training.epochs == 3
+
+
+def test_the_leaderboard_reads_the_run(tuned):
+    board = read_leaderboard(str(tuned.location))
+    assert len(board.rows) == 4
+    assert sum(row.status == "failed" for row in board.rows) == tuned.failed
+
+
+def test_a_name_in_use_is_refused_and_a_changed_space_is_not_resumed(tuned, space, phantoms, tmp_path):
+    storage = tuned.location.local.parent
+    with pytest.raises(RunError, match="a run of this name exists"):
+        tune(space, phantoms, storage=storage, name="mixed", quiet=True)
+    with pytest.raises(RunError, match=r"other settings: space\.trials: 4 -> 9"):
+        tune(space, phantoms, storage=storage, name="mixed", trials=9, resume=True, quiet=True)
+    with pytest.raises(RunError, match=r"no unfinished run of space 'mixed' \(tuning runs here: mixed\)"):
+        tune(space, phantoms, storage=storage, resume=True, quiet=True)
+
+
+def test_the_run_describes_its_search(tuned, phantoms):
+    content = json.loads(locate(tuned.location).child("space.json").read_bytes())
+    assert content["space"]["metric"] == "val/macro_f1"
+    assert content["dataset"]["fingerprint"] == phantoms.info.fingerprint
+    assert set(content["space"]["parameters"]) == set(SPACE["parameters"])
+
+
+def test_a_run_whose_trials_all_fail_ends_in_their_reason(space, phantoms, tmp_path):
+    content = SPACE | {"parameters": {"optimization.learning_rate": {"choice": [1e30]}}, "trials": 1}
+    path = tmp_path / "hopeless.yaml"
+    path.write_text(yaml.safe_dump(content))
+    with pytest.raises(RunError, match=r"every trial failed: .*training loss became"):
+        tune(path, phantoms, storage=tmp_path, name="hopeless", quiet=True)
