@@ -171,21 +171,34 @@ class Bundle:
 
     def predict_prepared(self, films: np.ndarray) -> list[Prediction]:
         """Answers for films from `prepare`: uint8, (N, S, S)."""
-        return self._answers(self._logits(self.features(films)))
+        return self.predict_features(self.features(films))
 
     def explain_prepared(self, films: np.ndarray, class_names: Sequence[str | None]) -> list[Explanation]:
-        """Explanations for films from `prepare`, one class (or None: the predicted one) each.
+        """Explanations for films from `prepare`, uint8 (N, S, S); see `explain_features`."""
+        return self.explain_features(self.features(films), films, class_names)
+
+    def predict_features(self, features_nchw: Tensor) -> list[Prediction]:
+        """Answers for N films from their `features`."""
+        return self._answers(self._logits(features_nchw))
+
+    def explain_features(
+        self, features_nchw: Tensor, films: np.ndarray, class_names: Sequence[str | None]
+    ) -> list[Explanation]:
+        """Explanations of N films from their `features`: the network's body is not run again.
 
         Args:
-            films: uint8, (N, S, S).
-            class_names: N names or None.
+            features_nchw: From `features`.
+            films: uint8, (N, S, S), the same films.
+            class_names: N names or None, which is the predicted class.
+
+        Raises:
+            BundleError: The bundle has no such class.
         """
-        features = self.features(films)
-        logits = self._logits(features)
+        logits = self._logits(features_nchw)
         answers = self._answers(logits)
         names = [name or answer.label for name, answer in zip(class_names, answers, strict=True)]
-        targets = torch.tensor([self.class_index(name) for name in names], device=features.device)
-        maps = class_maps(self.network, features, targets).cpu().numpy()
+        targets = torch.tensor([self.class_index(name) for name in names], device=features_nchw.device)
+        maps = class_maps(self.network, features_nchw, targets).cpu().numpy()
         chosen = logits.gather(1, targets[:, None].cpu()).squeeze(1).tolist()
         return [
             Explanation(name, attribution, logit, film, answer)

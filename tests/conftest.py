@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from cxr_ray.cluster import prepare_environment
 
@@ -35,8 +36,8 @@ def phantoms(tmp_path_factory: pytest.TempPathFactory):
 
 
 @pytest.fixture(scope="session")
-def untrained_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A tiny bundle for 64-px films that has learnt nothing, but answers; read only."""
+def write_untrained_bundle() -> Callable[..., Path]:
+    """Writes a tiny bundle that has learnt nothing, but answers; keywords change its `BundleInfo`."""
     import torch
 
     from cxr_ray.bundle import BundleInfo, Preprocessing, write_bundle
@@ -44,27 +45,36 @@ def untrained_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from cxr_ray.metrics.calibration import identity_calibration
     from cxr_ray.model.dual_backbone import NetworkConfig, build_network
 
-    torch.manual_seed(0)
-    network = NetworkConfig(backbones="tiny")
-    info = BundleInfo(
-        name="untrained",
-        created="2026-01-01T00:00:00+00:00",
-        classes=list(STANDARD),
-        watched_class="covid",
-        preprocessing=Preprocessing(dataset_size=96, fit="squash", network_size=64),
-        network=network,
-        calibration=identity_calibration(5),
-        thresholds=[1.0] * 5,
-        validation={"images": 0, "metrics": {}, "confusion": [[0] * 5] * 5},
-        provenance={},
-    )
-    module = build_network(network, 5).train()
-    with torch.no_grad():
-        for _ in range(20):
-            module(torch.randn(4, 1, 64, 64))  # statistics of real activations, without which features vanish
-    path = tmp_path_factory.mktemp("untrained") / "bundle"
-    write_bundle(path, info, module.state_dict(), "# card\n", [{"epoch": 1}])
-    return path
+    def write(path: Path, *, classes: Sequence[str] = STANDARD, **changes: Any) -> Path:
+        torch.manual_seed(0)
+        count = len(classes)
+        about: dict[str, Any] = {
+            "name": "untrained",
+            "created": "2026-01-01T00:00:00+00:00",
+            "classes": list(classes),
+            "watched_class": "covid",
+            "preprocessing": Preprocessing(dataset_size=96, fit="squash", network_size=64),
+            "network": NetworkConfig(backbones="tiny"),
+            "calibration": identity_calibration(count),
+            "thresholds": [1.0] * count,
+            "validation": {"images": 0, "metrics": {}, "confusion": [[0] * count] * count},
+            "provenance": {},
+        }
+        info = BundleInfo(**(about | changes))
+        network = build_network(info.network, count).train()
+        with torch.no_grad():
+            for _ in range(20):
+                network(torch.randn(4, 1, 64, 64))  # statistics of real activations, without which features vanish
+        write_bundle(path, info, network.state_dict(), "# card\n", [{"epoch": 1}])
+        return path
+
+    return write
+
+
+@pytest.fixture(scope="session")
+def untrained_bundle(tmp_path_factory: pytest.TempPathFactory, write_untrained_bundle: Callable[..., Path]) -> Path:
+    """A tiny bundle for 64-px films that has learnt nothing, but answers; read only."""
+    return write_untrained_bundle(tmp_path_factory.mktemp("untrained") / "bundle")
 
 
 @pytest.fixture(scope="session")

@@ -95,16 +95,14 @@ class Predictor:
         self._pool.shutdown(cancel_futures=True)
 
     def _answer(self, questions: Sequence[Question]) -> list[Answer]:
-        answers: dict[int, Answer] = {}
-        plain = [i for i, question in enumerate(questions) if not question.explain]
-        explained = [i for i, question in enumerate(questions) if question.explain]
-        if plain:
-            films = np.stack([questions[i].film for i in plain])
-            for i, prediction in zip(plain, self.bundle.predict_prepared(films), strict=True):
-                answers[i] = Answer(prediction)
-        if explained:
-            films = np.stack([questions[i].film for i in explained])
-            names = [questions[i].class_name for i in explained]
-            for i, explanation in zip(explained, self.bundle.explain_prepared(films, names), strict=True):
+        # The body of the network, nearly all of the work, runs once for those who want a heatmap and those who do not.
+        films = np.stack([question.film for question in questions])
+        features = self.bundle.features(films)
+        answers = [Answer(prediction) for prediction in self.bundle.predict_features(features)]
+        wanted = [i for i, question in enumerate(questions) if question.explain]
+        if wanted:
+            names = [questions[i].class_name for i in wanted]
+            explanations = self.bundle.explain_features(features[wanted], films[wanted], names)
+            for i, explanation in zip(wanted, explanations, strict=True):
                 answers[i] = Answer(explanation.prediction, explanation)
-        return [answers[i] for i in range(len(questions))]
+        return answers

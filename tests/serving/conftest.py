@@ -4,21 +4,18 @@ from __future__ import annotations
 
 import io
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
 import numpy as np
 import pydicom
 import pytest
-import torch
 from PIL import Image
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian
 
-from cxr_ray.bundle import Bundle, BundleInfo, Preprocessing, load_bundle, write_bundle
-from cxr_ray.metrics.calibration import identity_calibration
-from cxr_ray.model.dual_backbone import NetworkConfig, build_network
+from cxr_ray.bundle import Bundle, Preprocessing, load_bundle
 from cxr_ray.serving.launch import LocalService, deploy_locally
 
 CLASSES = ["normal", "covid", "tuberculosis"]
@@ -26,26 +23,16 @@ MAX_UPLOAD_MB = 2
 
 
 @pytest.fixture(scope="session")
-def bundle_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def bundle_path(tmp_path_factory: pytest.TempPathFactory, write_untrained_bundle: Callable[..., Path]) -> Path:
     """An untrained tiny bundle: its answers mean nothing, but they differ between films and are repeatable."""
-    torch.manual_seed(0)
-    config = NetworkConfig(backbones="tiny")
-    info = BundleInfo(
-        name="untrained",
-        created="2026-11-23T20:00:00+00:00",
+    return write_untrained_bundle(
+        tmp_path_factory.mktemp("serving") / "bundle",
         classes=CLASSES,
-        watched_class="covid",
         preprocessing=Preprocessing(dataset_size=128, fit="pad", network_size=96),
-        network=config,
-        calibration=identity_calibration(len(CLASSES)),
-        thresholds=[1.0] * len(CLASSES),
         validation={"images": 9, "metrics": {"macro_f1": 0.2, "recall/covid": float("nan")}},
         provenance={"dataset": {"name": "phantoms", "fingerprint": "0123456789abcdef"}},
         warnings=["untrained"],
     )
-    path = tmp_path_factory.mktemp("serving") / "bundle"
-    write_bundle(path, info, build_network(config, len(CLASSES)).state_dict(), "# untrained\n", [])
-    return path
 
 
 @pytest.fixture(scope="session")

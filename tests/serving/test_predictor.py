@@ -7,13 +7,14 @@ import io
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from cxr_ray.bundle import Bundle, Prediction
+from cxr_ray.bundle import Bundle, load_bundle
 from cxr_ray.errors import DecodeError
 from cxr_ray.serving.predictor import Predictor, Question
 
@@ -60,55 +61,46 @@ def test_what_is_no_film_raises_before_it_reaches_the_model(predictor: Predictor
         asyncio.run(predictor.in_pool(predictor.prepare, b"not a film"))
 
 
-class SlowBundle:
-    """Stands in for a bundle, notes who calls it, and takes its time."""
+def test_one_thread_with_its_own_torch_threads_makes_every_call_and_the_loop_stays_free(
+    bundle_path: Path, prepared: list[np.ndarray]
+) -> None:
+    bundle = load_bundle(bundle_path)
+    calls: list[tuple[str, int, int]] = []
 
-    def __init__(self) -> None:
-        self.threads: list[tuple[str, int]] = []
-        self.batches: list[int] = []
-
-    def predict_prepared(self, films: np.ndarray) -> list[Prediction]:
-        self.threads.append((threading.current_thread().name, torch.get_num_threads()))
-        self.batches.append(len(films))
+    def take_time(_module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+        calls.append((threading.current_thread().name, torch.get_num_threads(), len(inputs[0])))
         time.sleep(0.1)
-        return [Prediction("normal", {"normal": 1.0}, "slow")] * len(films)
 
-
-def test_one_thread_with_its_own_torch_threads_makes_every_call_and_the_loop_stays_free() -> None:
-    bundle = SlowBundle()
-    predictor = Predictor(bundle, torch_threads=2, decoders=1, max_pixels=1)  # type: ignore[arg-type]
-    film = np.zeros((2, 2), np.uint8)
-    longest_pause = 0.0
+    bundle.network.blocks.register_forward_pre_hook(take_time)
+    predictor = Predictor(bundle, torch_threads=2, decoders=1, max_pixels=1)
+    ticks = 0
 
     async def watch() -> None:
-        nonlocal longest_pause
+        nonlocal ticks
         while True:
-            before = time.monotonic()
             await asyncio.sleep(0.005)
-            longest_pause = max(longest_pause, time.monotonic() - before)
+            ticks += 1
 
     async def ask() -> None:
         watcher = asyncio.create_task(watch())
-        await asyncio.gather(*(predictor.answer([Question(film)] * n) for n in (1, 2, 3)))
+        questions = [Question(prepared[0]), Question(prepared[1], explain=True)]
+        await asyncio.gather(*(predictor.answer(questions * n) for n in (1, 2, 3)))
         watcher.cancel()
 
     asyncio.run(ask())
     predictor.close()
-    assert bundle.batches == [1, 2, 3]
-    assert set(bundle.threads) == {("model_0", 2)}
-    assert longest_pause < 0.09
+    assert calls == [("model_0", 2, 2), ("model_0", 2, 4), ("model_0", 2, 6)]
+    assert ticks > 10  # of about 60 in the 0.3 s of the model; none if it blocked the loop
 
 
 def test_the_check_waits_for_the_model_thread(predictor: Predictor) -> None:
     asyncio.run(asyncio.wait_for(predictor.check(), 5))
 
 
-def test_a_model_that_fails_shows_when_it_is_warmed_up(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(_films: np.ndarray) -> list[Prediction]:
-        raise RuntimeError("out of memory")
-
-    monkeypatch.setattr(bundle, "predict_prepared", fail)
+def test_a_model_that_fails_shows_when_it_is_warmed_up(bundle_path: Path) -> None:
+    bundle = load_bundle(bundle_path)
+    bundle.network.classifier = torch.nn.Linear(3, len(bundle.classes))  # fits no feature map
     predictor = Predictor(bundle, torch_threads=1, decoders=1, max_pixels=1)
-    with pytest.raises(RuntimeError, match="out of memory"):
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
         predictor.warm_up()
     predictor.close()
