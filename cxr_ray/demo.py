@@ -104,7 +104,8 @@ def _serve_one(bundle: Path, film: Path) -> None:
     service = deploy_locally(bundle, port=port, blocking=False)
     assert service is not None  # only the blocking call returns nothing
     with service:
-        console.print(f"$ curl -F file=@{film} {service.url}/v1/predict", style="bold", highlight=False)
+        command = f"$ curl -F file=@{film} {service.url}/v1/predict"
+        console.print(command, style="bold", highlight=False, soft_wrap=True)
         request = urllib.request.Request(
             f"{service.url}/v1/predict", data=film.read_bytes(), headers={"Content-Type": "image/png"}
         )
