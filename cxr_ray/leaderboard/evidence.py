@@ -10,8 +10,9 @@ import numpy as np
 import pyarrow as pa
 import torch
 
+from cxr_ray.data.splits import group_ids
 from cxr_ray.errors import RunError
-from cxr_ray.metrics.calibration import Calibration, fit_calibration, half_of_groups, identity_calibration
+from cxr_ray.metrics.calibration import Calibration, fit_calibration, identity_calibration, stratified_half
 from cxr_ray.metrics.classification import classification_metrics, confusion_matrix
 from cxr_ray.training.run_folder import PREDICTIONS_FILE, RunFolder, RunInfo, table_logits
 
@@ -30,20 +31,22 @@ class Predictions:
         logits: float32, (N, K).
         labels: int64, (N,).
         split: str, (N,): ``val`` or ``calibration``.
-        groups: One an image: the patient, or, where unknown, the duplicate group.
+        groups: int64, (N,): equal for images that belong together (`cxr_ray.data.splits.group_ids`).
     """
 
     logits: np.ndarray
     labels: np.ndarray
     split: np.ndarray
-    groups: list[str]
+    groups: np.ndarray
 
     def calibration_half(self) -> np.ndarray:
         """bool, (N,): the calibration images that temperature and biases are fitted on.
 
         The other calibration images stay untouched, for what needs images that fitted nothing.
         """
-        return (self.split == "calibration") & half_of_groups(self.groups)
+        first = self.split == "calibration"
+        first[first] = stratified_half(self.groups[first], self.labels[first])
+        return first
 
 
 def read_predictions(folder: RunFolder, best_epoch: int, classes: list[str]) -> Predictions:
@@ -70,10 +73,7 @@ def read_predictions(folder: RunFolder, best_epoch: int, classes: list[str]) -> 
     if logits.shape != (len(labels), len(classes)) or not np.isfinite(logits).all():
         problem = f"{PREDICTIONS_FILE} does not hold a finite logit of {len(classes)} classes for every image"
         raise RunError(problem, where=folder, next_step=_AGAIN)
-    groups = [
-        patient or duplicates
-        for patient, duplicates in zip(columns["patient_id"], columns["duplicate_group"], strict=True)
-    ]
+    groups = group_ids(columns["patient_id"], columns["duplicate_group"])
     return Predictions(logits, labels, np.array(columns["split"]), groups)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter, defaultdict
 
 import numpy as np
 import torch
@@ -84,18 +84,28 @@ def fit_calibration(logits_nk: np.ndarray, labels_n: np.ndarray) -> Calibration:
     )
 
 
-def half_of_groups(groups: Sequence[str]) -> np.ndarray:
-    """Which images belong to the first half of a split, whole groups (patients, duplicates) at a time.
+def stratified_half(groups_n: np.ndarray, labels_n: np.ndarray) -> np.ndarray:
+    """Which images belong to the first half: every class about halved, groups kept whole.
 
-    Deterministic: groups are ordered by a hash of their name, so that a group's half does not depend on the
-    others.
+    Groups are dealt largest first, each to the half that holds fewer of its classes; the first half where both
+    hold as many. Deterministic in the order of the images.
 
     Args:
-        groups: One an image.
+        groups_n: int64, (N,); equal for images that belong together (one patient, one duplicate group).
+        labels_n: int64, (N,), class numbers.
 
     Returns:
-        bool, (images,).
+        bool, (N,).
     """
-    import hashlib
-
-    return np.array([hashlib.sha256(group.encode()).digest()[0] < 128 for group in groups], bool)
+    first = np.zeros(len(groups_n), bool)
+    lead = Counter[int]()  # by class: images in the first half less images in the second
+    members: dict[int, list[int]] = defaultdict(list)
+    for i, group in enumerate(groups_n.tolist()):
+        members[group].append(i)
+    for images in sorted(members.values(), key=len, reverse=True):
+        classes = Counter(labels_n[images].tolist())
+        takes = sum(count * lead[label] for label, count in classes.items()) <= 0
+        first[images] = takes
+        for label, count in classes.items():
+            lead[label] += count if takes else -count
+    return first

@@ -81,7 +81,7 @@ def test_the_other_half_of_the_calibration_split_shares_no_patient_with_the_fitt
     predictions = predictions_of(training_run)
     half = predictions.calibration_half()
     other = (predictions.split == "calibration") & ~half
-    groups = np.array(predictions.groups)
+    groups = predictions.groups
     assert half.any()
     assert other.any()
     assert not set(groups[half]) & set(groups[other])

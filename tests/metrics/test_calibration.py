@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from cxr_ray.metrics.calibration import fit_calibration, half_of_groups, identity_calibration
+from cxr_ray.metrics.calibration import fit_calibration, identity_calibration, stratified_half
 
 
 @pytest.fixture
@@ -48,9 +48,17 @@ def test_few_images_pull_towards_the_identity():
     assert calibration.bias == pytest.approx([0, 0], abs=1e-3)
 
 
-def test_halves_keep_groups_together_and_are_about_even():
-    groups = [f"patient-{i // 3}" for i in range(3000)]
-    half = half_of_groups(groups)
-    assert all(len(set(half[i : i + 3])) == 1 for i in range(0, 3000, 3))
-    assert 0.45 < half.mean() < 0.55
-    assert (half_of_groups(groups[600:900]) == half[600:900]).all()
+def test_halves_keep_groups_together_and_halve_every_class():
+    generator = np.random.default_rng(0)
+    groups = generator.integers(0, 40, 120)
+    labels = generator.choice(3, 120, p=[0.7, 0.2, 0.1])
+    half = stratified_half(groups, labels)
+    assert all(len(set(half[groups == group])) == 1 for group in set(groups))
+    for label in range(3):
+        assert abs(half[labels == label].sum() - (labels == label).sum() / 2) <= 2
+
+
+def test_without_groups_halves_differ_by_one_image_a_class_at_most():
+    labels = np.array([0] * 12 + [1] * 7 + [2])
+    half = stratified_half(np.arange(20), labels)
+    assert [int(half[labels == label].sum()) for label in range(3)] == [6, 4, 1]
