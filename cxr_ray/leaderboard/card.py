@@ -100,7 +100,7 @@ def _training(info: BundleInfo, run: RunInfo) -> str:
         f"Loss: {_LOSSES[loss.kind]}, class weights {weights}, recall emphasis {emphasis or 'none'}, label smoothing "
         f"{loss.label_smoothing:g}" + (f", gamma {loss.focal_gamma:g}." if loss.kind == "focal" else "."),
         f"Optimiser: AdamW, learning rate up to {optimization.learning_rate:.4g} over "
-        f"{optimization.warmup_epochs:g} epochs of warm-up, then down a cosine; weight decay "
+        f"{optimization.warmup_epochs:g} warm-up epoch(s), then down a cosine; weight decay "
         f"{optimization.weight_decay:.4g}, batches of {training.batch_size} over {counted(run.workers, 'worker')}.",
         f"Augmentation: exposure {augment.exposure:.4g}, geometry {augment.geometry:.4g} (0 off, 1 strongest), {flip}.",
         f"Length: {provenance['epochs']} of at most {training.epochs} epochs, {patience}; these are the weights of "
