@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageFile, ImageOps
+from PIL.TiffImagePlugin import PHOTOMETRIC_INTERPRETATION, TiffImageFile
 
 from cxr_ray.data.decode_dicom import decode_dicom, is_dicom
 from cxr_ray.errors import DecodeError
@@ -122,7 +123,8 @@ def _to_luminance(image: Image.Image) -> tuple[int, float, np.ndarray]:
     mode = turned.mode
     if mode.startswith("I;16") or mode in ("I", "F"):
         bit_depth, pixels = _scale_deep(np.asarray(turned), mode)
-        return bit_depth, 0.0, pixels
+        # Pillow inverts such TIFFs up to 8 bit itself, and leaves deeper ones as they are.
+        return bit_depth, 0.0, 255 - pixels if _white_is_zero(image) else pixels
     if mode == "1":
         return 1, 0.0, np.asarray(turned.convert("L"))
     if mode == "L":
@@ -135,6 +137,10 @@ def _to_luminance(image: Image.Image) -> tuple[int, float, np.ndarray]:
     else:
         colour = turned.convert("RGB")
     return 8, _tint(colour), np.asarray(colour.convert("L"))
+
+
+def _white_is_zero(image: Image.Image) -> bool:
+    return isinstance(image, TiffImageFile) and image.tag_v2.get(PHOTOMETRIC_INTERPRETATION) == 0
 
 
 def _scale_deep(values: np.ndarray, mode: str) -> tuple[int, np.ndarray]:

@@ -11,6 +11,7 @@ import numpy as np
 
 from cxr_ray.errors import DecodeError
 
+MAX_AGE = 150  # years
 _UNCOMPRESSED = {
     "1.2.840.10008.1.2",
     "1.2.840.10008.1.2.1",
@@ -29,6 +30,7 @@ def decode_dicom(content: bytes, *, max_pixels: int) -> dict[str, Any]:
 
     The stored values pass the modality LUT and the VOI LUT or window (PS3.3 C.11.1, C.11.2); a film without
     either is scaled from its smallest to its largest value. MONOCHROME1 is inverted so that bone is bright.
+    Pixel padding (PS3.3 C.7.5.1.1.2) counts for nothing and is black.
 
     Raises:
         DecodeError: For objects without pixels, several frames, colour layouts other than gray or RGB,
@@ -53,24 +55,25 @@ def decode_dicom(content: bytes, *, max_pixels: int) -> dict[str, Any]:
             if values.ndim == 3:
                 pixels = _luminance(_full_range(values.astype(np.float32), bit_depth))
             else:
+                padding = _padding(values, dataset)
                 has_window = "WindowCenter" in dataset or "VOILUTSequence" in dataset
                 values = apply_voi_lut(apply_modality_lut(values, dataset), dataset)
-                pixels = _stretch(np.asarray(values, np.float32), dataset, has_window)
+                pixels = _stretch(np.asarray(values, np.float32), dataset, has_window, ~padding)
+                if photometric == "MONOCHROME1":
+                    pixels = 255 - pixels
+                pixels[padding] = 0
+            tags = {
+                "view": _text(header, "ViewPosition"),
+                "sex": _text(header, "PatientSex"),
+                "age": _age(header),
+                "patient_id": _text(header, "PatientID"),
+            }
         except DecodeError:
             raise
         except Exception as error:
             # pydicom and its plug-ins raise many types on damaged files; all mean the same to the reader.
             raise _explain(error, content) from error
-    if photometric == "MONOCHROME1":
-        pixels = 255 - pixels
-    return {
-        "pixels": np.ascontiguousarray(pixels),
-        "bit_depth": bit_depth,
-        "view": _text(header, "ViewPosition"),
-        "sex": _text(header, "PatientSex"),
-        "age": _age(header),
-        "patient_id": _text(header, "PatientID"),
-    }
+    return {"pixels": np.ascontiguousarray(pixels), "bit_depth": bit_depth, **tags}
 
 
 def _check_header(header: Any, max_pixels: int) -> None:
@@ -84,6 +87,8 @@ def _check_header(header: Any, max_pixels: int) -> None:
     if rows * columns > max_pixels:
         problem = f"has {columns:,} x {rows:,} pixels, more than the {max_pixels:,} allowed"
         raise DecodeError(problem, code="too_many_pixels")
+    if min(rows, columns) < 2:
+        raise DecodeError(f"is {columns} x {rows} pixels, too small for a film", code="unsupported")
     photometric = str(header.get("PhotometricInterpretation", "MONOCHROME2"))
     if photometric not in ("MONOCHROME1", "MONOCHROME2", "RGB", "YBR_FULL", "YBR_FULL_422"):
         raise DecodeError(f"has the photometric interpretation {photometric}", code="unsupported")
@@ -105,24 +110,38 @@ def _first(value: Any) -> float:
     return float(value[0] if isinstance(value, (list, tuple)) or hasattr(value, "__len__") else value)
 
 
-def _stretch(values: np.ndarray, dataset: Any, has_window: bool) -> np.ndarray:
-    """Values after the VOI transform to 0..255."""
+def _padding(values: np.ndarray, dataset: Any) -> np.ndarray:
+    """bool, the shape of the stored `values`: which of them fill the frame and belong to no film."""
+    tags = [dataset.get(keyword) for keyword in ("PixelPaddingValue", "PixelPaddingRangeLimit")]
+    if tags[0] in (None, ""):
+        return np.zeros(values.shape, bool)
+    limits = np.array([int(tag) for tag in tags if tag not in (None, "")])
+    if values.dtype.itemsize == 2:
+        # The tags have 16 bits, and some devices write them unsigned beside signed pixels.
+        limits = limits.astype(values.dtype)
+    return (values >= limits.min()) & (values <= limits.max())
+
+
+def _stretch(values: np.ndarray, dataset: Any, has_window: bool, film: np.ndarray) -> np.ndarray:
+    """Values after the VOI transform to 0..255; `film` is bool, False where there is padding."""
     if has_window:
         # apply_voi_lut maps a window onto the full range of the stored type.
         bits = int(dataset.get("BitsStored", 8))
         sequence = dataset.get("VOILUTSequence")
-        if sequence:
-            low, high = 0.0, float(2 ** int(sequence[0].LUTDescriptor[2]) - 1)
+        table = sequence or dataset.get("ModalityLUTSequence")
+        if table:
+            low, high = 0.0, float(2 ** int(table[0].LUTDescriptor[2]) - 1)
         elif int(dataset.get("PixelRepresentation", 0)) == 1:
             low, high = -float(2 ** (bits - 1)), float(2 ** (bits - 1) - 1)
         else:
             low, high = 0.0, float(2**bits - 1)
         if "RescaleSlope" in dataset and not sequence:
             slope, intercept = float(dataset.RescaleSlope), float(dataset.get("RescaleIntercept", 0))
-            low, high = sorted((low * slope + intercept, high * slope + intercept))
+            # A negative slope swaps them, here and in apply_voi_lut.
+            low, high = low * slope + intercept, high * slope + intercept
     else:
-        low, high = float(values.min()), float(values.max())
-    if high <= low:
+        low, high = (float(values[film].min()), float(values[film].max())) if film.any() else (0.0, 0.0)
+    if high == low:
         return np.zeros(values.shape, np.uint8)
     return ((values - low) * (255.0 / (high - low))).clip(0, 255).round().astype(np.uint8)
 
@@ -141,7 +160,9 @@ def _explain(error: Exception, content: bytes) -> DecodeError:
     syntax = re.search(rb"1\.2\.840\.10008\.1\.2[.\d]*", content[:2048])
     name = syntax.group().decode().rstrip(".") if syntax else "unknown"
     compressed = name not in _UNCOMPRESSED
-    if compressed and ("missing dependencies" in text or "plugin" in text.lower()):
+    # pydicom names the plugins that tried: a damaged film is what the proper ones could not read, either.
+    tried = re.search(r"\b(pylibjpeg|pydicom): ", text)
+    if compressed and not tried and ("missing dependencies" in text or "plugin" in text.lower()):
         return DecodeError(
             f"is compressed with transfer syntax {name}, whose decoder is not installed",
             next_step="Install it with: pip install 'cxr_ray[dicom]'",
@@ -149,7 +170,7 @@ def _explain(error: Exception, content: bytes) -> DecodeError:
         )
     if "less than" in text or "bytes of pixel data" in text or isinstance(error, EOFError):
         return DecodeError("is truncated: the file ends before its last pixel", code="truncated")
-    return DecodeError(f"is a damaged DICOM file ({text.splitlines()[0] if text else type(error).__name__})")
+    return DecodeError(f"is a damaged DICOM file ({' '.join(text.split()) or type(error).__name__})")
 
 
 def _text(header: Any, keyword: str) -> str | None:
@@ -161,4 +182,5 @@ def _age(header: Any) -> float | None:
     match = re.fullmatch(r"(\d{1,3})([DWMY])", _text(header, "PatientAge") or "")
     if not match:
         return None
-    return int(match[1]) / {"D": 365.25, "W": 52.18, "M": 12.0, "Y": 1.0}[match[2]]
+    years = int(match[1]) / {"D": 365.25, "W": 52.18, "M": 12.0, "Y": 1.0}[match[2]]
+    return years if years <= MAX_AGE else None  # 999Y is how some devices write that they do not know

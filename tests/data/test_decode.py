@@ -11,7 +11,8 @@ import numpy as np
 import pydicom
 import pytest
 from PIL import Image
-from pydicom.dataset import FileDataset, FileMetaDataset
+from pydicom.data import get_testdata_file
+from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.uid import UID, ComputedRadiographyImageStorage, ExplicitVRLittleEndian, RLELossless
 
 from cxr_ray.data.decode import decode_bytes, decode_file
@@ -106,6 +107,26 @@ def test_deep_gray_images_are_scaled_by_the_range_they_use(file_format, bits):
     assert decode_bytes(content).bit_depth == bits
 
 
+def tiff(samples: np.ndarray, bits: int, photometric: int) -> bytes:
+    """An uncompressed one-strip TIFF 6.0 as a device would write it; Pillow's writer inverts some of these itself."""
+    packed = np.packbits(samples, axis=1) if bits == 1 else samples.astype(f"<u{bits // 8}")
+    entries = [(256, samples.shape[1]), (257, samples.shape[0]), (258, bits), (259, 1), (262, photometric)]
+    entries += [(273, 8), (277, 1), (278, samples.shape[0]), (279, packed.nbytes)]
+    fields = b"".join(struct.pack("<HHIHH", tag, 3, 1, value, 0) for tag, value in entries)
+    start = struct.pack("<2sHI", b"II", 42, 8 + packed.nbytes)
+    return start + packed.tobytes() + struct.pack("<H", len(entries)) + fields + struct.pack("<I", 0)
+
+
+@pytest.mark.parametrize("bits", [1, 8, 16])
+def test_tiffs_whose_zero_is_white_are_inverted_and_others_are_not(bits):
+    shown = np.where(GRADIENT > 127, 255, 0) if bits == 1 else GRADIENT
+    samples = np.round(shown / 255 * (2**bits - 1)).astype(np.uint16)
+    for photometric, stored in ((1, samples), (0, 2**bits - 1 - samples)):
+        decoded = decode_bytes(tiff(stored, bits, photometric))
+        np.testing.assert_array_equal(decoded.pixels, shown)
+        assert decoded.bit_depth == bits
+
+
 def test_exif_rotation_is_honoured():
     exif = Image.Exif()
     exif[0x0112] = 6  # stored lying on its left side
@@ -163,6 +184,66 @@ def test_dicom_with_empty_or_impossible_windows_is_read_as_without(tags):
     agrees(dicom((GRADIENT.astype(np.uint16) * 9 + 77).astype(np.uint16), bits_stored=12, **tags))
 
 
+@pytest.mark.parametrize("photometric", ["MONOCHROME1", "MONOCHROME2"])
+@pytest.mark.parametrize(
+    ("value", "tags"),
+    [
+        (0, {"PixelPaddingValue": 0}),
+        (4000, {"PixelPaddingValue": 4000}),
+        (4000, {"PixelPaddingValue": 3990, "PixelPaddingRangeLimit": 4095}),
+        (5, {"PixelPaddingValue": 10, "PixelPaddingRangeLimit": 0}),
+    ],
+)
+@pytest.mark.parametrize("window", [{}, {"WindowCenter": 1510, "WindowWidth": 1021}])
+def test_dicom_padding_is_black_and_leaves_the_contrast_to_the_film(photometric, value, tags, window):
+    film = 255 - GRADIENT if photometric == "MONOCHROME1" else GRADIENT
+    stored = (film.astype(np.uint16) * 4 + 1000).astype(np.uint16)
+    stored[:, :10] = value
+    pixels = decode_bytes(dicom(stored, photometric=photometric, bits_stored=12, **tags, **window)).pixels
+    assert (pixels[:, :10] == 0).all()
+    shown = GRADIENT[:, 10:].astype(float)
+    expected = shown if window else (shown - shown.min()) / (shown.max() - shown.min()) * 255
+    assert np.abs(pixels[:, 10:] - expected).max() <= 2
+
+
+def test_dicom_padding_of_signed_pixels_may_be_written_unsigned():
+    stored = GRADIENT.astype(np.int16)
+    stored[:, :10] = -2000
+    film = pydicom.dcmread(io.BytesIO(dicom(stored)))
+    film.add_new("PixelPaddingValue", "US", 65536 - 2000)
+    sink = io.BytesIO()
+    film.save_as(sink)
+    pixels = decode_bytes(sink.getvalue()).pixels
+    assert (pixels[:, :10] == 0).all()
+    assert pixels[:, 10:].std() > 60
+
+
+def test_dicom_padding_that_no_pixel_can_have_hides_nothing():
+    agrees(dicom(GRADIENT, PixelPaddingValue=65535))
+    assert (decode_bytes(dicom(np.full((32, 48), 7, np.uint8), PixelPaddingValue=7)).pixels == 0).all()
+
+
+def test_dicom_window_behind_a_modality_table_keeps_the_range_of_the_table():
+    table = Dataset()
+    table.LUTDescriptor, table.ModalityLUTType = [4096, 0, 16], "US"
+    table.add_new("LUTData", "OW", (np.arange(4096) * 16).astype("<u2").tobytes())
+    stored = GRADIENT.astype(np.uint16) * 16
+    agrees(dicom(stored, bits_stored=12, ModalityLUTSequence=[table], WindowCenter=32768, WindowWidth=65536))
+
+
+def test_dicom_window_behind_a_falling_modality_rescale_is_not_inverted():
+    stored = (255 - GRADIENT).astype(np.uint16) * 16
+    agrees(dicom(stored, bits_stored=12, RescaleSlope=-1, RescaleIntercept=0, WindowCenter=-2048, WindowWidth=4096))
+
+
+def test_dicom_that_an_installed_decoder_refuses_is_damaged_not_undecodable():
+    with pytest.raises(DecodeError, match=r"is a damaged DICOM file .*misplaced marker") as refused:
+        decode_file(str(get_testdata_file("JPEG-lossy.dcm")))
+    assert refused.value.next_step is None
+    with pytest.raises(DecodeError, match="is a damaged DICOM file"):
+        decode_bytes(dicom(GRADIENT, compress=RLELossless).replace(b"\x01\0\0\0\x40\0\0\0", b"\xff" * 8))
+
+
 def test_dicom_rle_decodes():
     agrees(dicom(GRADIENT, compress=RLELossless))
 
@@ -171,6 +252,7 @@ def test_dicom_header_fields_reach_the_decoded_image():
     content = dicom(GRADIENT, ViewPosition="PA", PatientSex="F", PatientAge="006M", PatientID="p1")
     decoded = decode_bytes(content)
     assert (decoded.view, decoded.sex, decoded.age, decoded.patient_id) == ("PA", "F", 0.5, "p1")
+    assert decode_bytes(dicom(GRADIENT, PatientAge="999Y")).age is None
 
 
 def test_dicom_with_several_frames_is_refused_by_name():
@@ -215,6 +297,7 @@ def png_header(width: int, height: int) -> bytes:
         (png_header(50_000, 50_000), "too_many_pixels"),
         (dicom(GRADIENT, Rows=60000, Columns=60000), "too_many_pixels"),
         (encoded(Image.new("L", (1, 1)), "PNG"), "unsupported"),
+        (dicom(GRADIENT, Rows=1), "unsupported"),
         (encoded(Image.fromarray(GRADIENT), "GIF"), "not_an_image"),
     ],
 )
