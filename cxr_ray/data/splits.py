@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -11,6 +11,9 @@ from cxr_ray.errors import DataError
 
 SPLITS = ("train", "val", "calibration", "test")
 RATIOS = {"train": 0.65, "val": 0.10, "calibration": 0.10, "test": 0.15}
+LEARNING_SPLITS = ("train", "val")  # a class that is missing here cannot be learnt
+
+_Stratum = tuple[str, str | None]
 
 
 def group_ids(patient_ids: Sequence[str | None], duplicate_groups: Sequence[str]) -> np.ndarray:
@@ -42,52 +45,96 @@ def group_ids(patient_ids: Sequence[str | None], duplicate_groups: Sequence[str]
     return np.array([root(i) for i in range(len(parent))], np.int64)
 
 
-def random_split(labels: Sequence[str], sources: Sequence[str], groups: np.ndarray, *, seed: int = 0) -> list[str]:
-    """Split at random 65/10/10/15, stratified by label and source, groups kept whole.
+def random_split(
+    labels: Sequence[str],
+    sources: Sequence[str],
+    groups: np.ndarray,
+    *,
+    shares: Mapping[str, float] = RATIOS,
+    seed: int = 0,
+) -> list[str]:
+    """Split at random, stratified by label and source, groups kept whole.
 
     Groups are dealt largest first, each to the split that is furthest below its share of the group's own
-    strata; ties by the shares. Deterministic in (input order, seed).
+    strata; ties by the shares. A class then misses a split only if it has too few groups. Deterministic in
+    (input order, seed).
 
     Args:
         labels: One an image.
         sources: One an image.
         groups: int64, (images,), from `group_ids`.
+        shares: The splits to deal to, each with its share of the images; 65/10/10/15 by default.
         seed: Shuffles the order within groups of one size.
 
     Returns:
         The split of every image.
     """
-    strata = [f"{label}\x1f{source}" for label, source in zip(labels, sources, strict=True)]
+    strata = _strata(labels, sources, min(shares.values()))
     members: dict[int, list[int]] = defaultdict(list)
     for i, group in enumerate(groups):
         members[int(group)].append(i)
-    totals: dict[str, int] = defaultdict(int)
-    for stratum in strata:
-        totals[stratum] += 1
+    totals = Counter(strata)
     order = list(members)
     np.random.default_rng(seed).shuffle(order)
     order.sort(key=lambda group: -len(members[group]))
-    filled: dict[tuple[str, str], int] = defaultdict(int)
-    result = [""] * len(strata)
+    filled: Counter[tuple[_Stratum, str]] = Counter()
+    split_of: dict[int, str] = {}
     for group in order:
-        counts: dict[str, int] = defaultdict(int)
-        for i in members[group]:
-            counts[strata[i]] += 1
+        counts = Counter(strata[i] for i in members[group])
 
-        def lack(split: str, counts: dict[str, int] = counts) -> float:
+        def lack(split: str, counts: Counter[_Stratum] = counts) -> float:
             # How empty the split is, for the strata this group would add to, relative to the split's share:
             # relative, so that the small splits are served as readily as the large one.
             return sum(
-                n * (1 - (filled[stratum, split] + n / 2) / (totals[stratum] * RATIOS[split]))
+                n * (1 - (filled[stratum, split] + n / 2) / (totals[stratum] * shares[split]))
                 for stratum, n in counts.items()
             )
 
-        best = max(SPLITS, key=lambda split: (lack(split), RATIOS[split]))
+        split_of[group] = max(shares, key=lambda split: (lack(split), shares[split]))
         for stratum, n in counts.items():
-            filled[stratum, best] += n
-        for i in members[group]:
-            result[i] = best
-    return result
+            filled[stratum, split_of[group]] += n
+    _reach_every_split(split_of, {group: [labels[i] for i in rows] for group, rows in members.items()}, shares)
+    return [split_of[int(group)] for group in groups]
+
+
+def _strata(labels: Sequence[str], sources: Sequence[str], smallest_share: float) -> list[_Stratum]:
+    """What each image is balanced by: label and source, or the label alone where the two are rare together.
+
+    A stratum without one image for the smallest split goes to the largest nearly whole, so a set whose sources
+    have a few images each would become training images all of it.
+    """
+    pairs = list(zip(labels, sources, strict=True))
+    sizes = Counter(pairs)
+    return [pair if sizes[pair] * smallest_share >= 1 else (pair[0], None) for pair in pairs]
+
+
+def _reach_every_split(split_of: dict[int, str], labels_of: Mapping[int, list[str]], splits: Iterable[str]) -> None:
+    """Move groups, in place, until every class is in every split it has enough groups for.
+
+    A group leaves a split only if its classes stay there with another; `LEARNING_SPLITS` may take the last.
+    """
+    held: dict[tuple[str, str], set[int]] = defaultdict(set)
+    for group, labels in labels_of.items():
+        for label in labels:
+            held[label, split_of[group]].add(group)
+
+    def is_last(group: int) -> bool:
+        return any(len(held[label, split_of[group]]) == 1 for label in labels_of[group])
+
+    for label in sorted({label for label, _ in held}):
+        for split in (split for split in splits if not held[label, split]):
+            movable = [
+                group
+                for donor in splits
+                for group in held[label, donor]
+                if not is_last(group) or (split in LEARNING_SPLITS and donor not in LEARNING_SPLITS)
+            ]
+            if movable:
+                group = min(movable, key=lambda group: (is_last(group), len(labels_of[group]), group))
+                for other in set(labels_of[group]):
+                    held[other, split_of[group]].remove(group)
+                    held[other, split].add(group)
+                split_of[group] = split
 
 
 def check_given(
@@ -96,7 +143,7 @@ def check_given(
     """Check a split column that came with the data.
 
     Returns:
-        What is wrong with it, a sentence each: patients or exact duplicates in more than one split.
+        What is wrong with it, a clause each: patients or exact duplicates in more than one split.
 
     Raises:
         DataError: A name that is not one of `SPLITS`, or no training images.
@@ -113,7 +160,11 @@ def check_given(
             next_step="Give both, or leave the column out to have the import split the images",
         )
     problems = []
-    for what, keys in (("patient", patient_ids), ("duplicate group", duplicate_groups)):
+    one_person = (
+        " (ids are compared over all sources: if these number their patients independently, put the source in "
+        "front of the id)"
+    )
+    for what, keys, hint in (("patient", patient_ids, one_person), ("duplicate group", duplicate_groups, "")):
         seen: dict[str, dict[str, str]] = defaultdict(dict)
         for key, split, path in zip(keys, splits, paths, strict=True):
             if key is not None:
@@ -124,5 +175,5 @@ def check_given(
                 f"{key}: " + ", ".join(f"{path} in {split}" for split, path in where.items())
                 for key, where in list(crossing.items())[:3]
             )
-            problems.append(f"{len(crossing)} {what}(s) lie in more than one split, for example {examples}")
+            problems.append(f"{len(crossing)} {what}(s) lie in more than one split, for example {examples}{hint}")
     return problems
