@@ -36,10 +36,10 @@ Quiet = Annotated[bool, typer.Option("--quiet", help="No progress display.")]
 
 @data_app.command("import")
 def import_command(
-    src: Annotated[Path, typer.Argument(help="A folder of class folders, or any folder with a CSV.")],
-    out: Annotated[Path, typer.Argument(help="The dataset folder to write.")],
+    src: Annotated[str, typer.Argument(help="A folder of class folders, or any folder with a CSV.")],
+    out: Annotated[str, typer.Argument(help="The dataset folder to write.")],
     metadata: Annotated[
-        Path | None, typer.Option(help="CSV naming path, label and optionally source, patient_id, split ...")
+        str | None, typer.Option(help="CSV naming path, label and optionally source, patient_id, split ...")
     ] = None,
     size: Annotated[int, typer.Option(help="Edge of the stored squares, pixels.")] = 224,
     fit: Annotated[str, typer.Option(help="How a film becomes a square: squash, pad or crop.")] = "squash",
@@ -70,7 +70,7 @@ def import_command(
 
 @data_app.command("phantom")
 def phantom_command(
-    out: Annotated[Path, typer.Argument(help="The dataset folder to write.")],
+    out: Annotated[str, typer.Argument(help="The dataset folder to write.")],
     images: Annotated[int, typer.Option(help="How many films, five classes in turn.")] = 600,
     size: Annotated[int, typer.Option(help="Edge of the films, pixels.")] = 224,
     seed: Annotated[int, typer.Option(help="The same seed gives the same films.")] = 0,
@@ -262,11 +262,11 @@ def _say(text: str) -> None:
     Console().print(text, highlight=False, markup=False, soft_wrap=True)
 
 
-def _mapper(src: Path) -> Any:
+def _mapper(src: str) -> Any:
     """Ray's map for much to decode; None, the built-in one, where Ray would take longer to start."""
     from cxr_ray import cluster
 
-    files = (path for path in src.rglob("*") if path.is_file()) if src.is_dir() else ()
+    files = (path for path in Path(src).expanduser().rglob("*") if path.is_file())
     if sum(path.stat().st_size for path in files) < _PARALLEL_FROM_BYTES:
         return None
     cluster.connect()

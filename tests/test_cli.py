@@ -89,6 +89,13 @@ def test_a_label_that_stands_nowhere_else_is_named(tmp_path):
     assert "did you mean 'covid'" in output
 
 
+def test_addresses_are_not_taken_for_local_folders_to_import_into(tmp_path):
+    for arguments in (("import", films(tmp_path / "films"), "s3://bucket/out"), ("phantom", "gs://bucket/out")):
+        code, output = run("data", *arguments)
+        assert code == 2
+        assert f"{arguments[-1]}: is an address" in output
+
+
 def test_a_missing_dataset_is_named_with_what_to_do(tmp_path):
     code, output = run("train", "tiny", "--data", tmp_path / "nowhere")
     assert code == 2

@@ -15,6 +15,7 @@ from cxr_ray.data.decode_dicom import MAX_AGE
 from cxr_ray.data.labels import STANDARD, label_slug
 from cxr_ray.data.splits import SPLITS
 from cxr_ray.errors import DataError, did_you_mean
+from cxr_ray.paths import is_uri
 
 METADATA_FILE = "metadata.csv"
 MIN_IMAGES_PER_CLASS = 4  # one for each split
@@ -52,8 +53,14 @@ def absolute_path(path: str | Path) -> Path:
     """The path without ``~``, links and dots.
 
     Raises:
-        DataError: Its name is not UTF-8, so that neither a manifest nor a report could hold it.
+        DataError: It is an address, or its name is not UTF-8, so that neither a manifest nor a report could hold it.
     """
+    if is_uri(path):
+        raise DataError(
+            "is an address, and datasets are made from local folders in local folders",
+            where=str(path),
+            next_step="Name a local folder; a finished dataset can be copied to the storage and used from there",
+        )
     # Path.expanduser and Path.resolve raise RuntimeError for an unknown user and for links in a circle.
     text = os.path.realpath(os.path.expanduser(path))  # noqa: PTH111
     if printable(text) != text:
