@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,25 @@ class Location:
 
     def child(self, *names: str) -> Location:
         tail = "/".join(names)
-        return Location(self.filesystem, f"{self.path.rstrip('/')}/{tail}", f"{self.uri.rstrip('/')}/{tail}")
+        address, options = self._split_uri()
+        return Location(self.filesystem, f"{self.path.rstrip('/')}/{tail}", f"{address.rstrip('/')}/{tail}{options}")
+
+    @property
+    def parent(self) -> Location:
+        """The folder it lies in; a root or a bucket is its own."""
+        above, slash, _ = self.path.rstrip("/").rpartition("/")
+        if not slash:
+            return self
+        address, options = self._split_uri()
+        root = "" if above else "/"
+        return Location(self.filesystem, above + root, address.rstrip("/").rpartition("/")[0] + root + options)
+
+    def _split_uri(self) -> tuple[str, str]:
+        """The URI up to its options, and the options (``?region=...``), which belong to the file system."""
+        if "?" in self.path:  # a file system without options took it for a part of the name
+            return self.uri, ""
+        address, mark, options = self.uri.partition("?")
+        return address, mark + options
 
     def exists(self) -> bool:
         return self.filesystem.get_file_info(self.path).type != pafs.FileType.NotFound
@@ -102,7 +121,8 @@ def locate(path: str | os.PathLike[str] | Location) -> Location:
     """Turn what a user wrote into a `Location`.
 
     Raises:
-        CxrError: The scheme is unknown or its driver is not installed.
+        CxrError: The scheme is unknown, its driver is not installed, an option in it is misspelt, or the storage
+            does not answer.
     """
     if isinstance(path, Location):
         return path
@@ -113,15 +133,25 @@ def locate(path: str | os.PathLike[str] | Location) -> Location:
     try:
         filesystem, inner = pafs.FileSystem.from_uri(text)
         return Location(filesystem, inner, text)
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+    except pa.ArrowNotImplementedError:
         pass
+    except pa.ArrowInvalid as error:
+        if "Unrecognized filesystem type" not in str(error):
+            raise CxrError(f"this address cannot be used ({_first_line(error)})", where=text) from error
+    except OSError as error:
+        # S3 is asked for the bucket's region.
+        raise CxrError(
+            f"this storage does not answer ({_first_line(error)})",
+            where=text,
+            next_step="Check the name, the region (?region=...), the credentials and the network",
+        ) from error
     try:
         import fsspec
 
         fsspec_filesystem, inner = fsspec.core.url_to_fs(text)
-    except (ImportError, ValueError) as error:
+    except Exception as error:  # every driver has errors of its own
         raise CxrError(
-            f"no file system for this address ({error})",
+            f"no file system for this address ({_first_line(error)})",
             where=text,
             next_step="Use a local path, s3://, gs://, hdfs:// or any scheme whose fsspec driver is installed",
         ) from error
@@ -149,26 +179,59 @@ def cache_root() -> Path:
     return Path(os.environ.get("CXR_CACHE", "~/.cache/cxr_ray")).expanduser()
 
 
-def local_copy(location: Location, key: str) -> Path:
+def local_copy(location: Location, key: str, verify: Callable[[Path], None] | None = None) -> Path:
     """The location as a local folder; a remote one is copied once per node and kept under `key`.
 
+    Args:
+        location: A folder.
+        key: Names the copy; the same content has the same key.
+        verify: Looks at a fresh copy before it counts, and raises where it will not do. A folder that is local
+            already is not copied, so not looked at.
+
     Raises:
-        DataError: The remote folder cannot be copied.
+        DataError: The remote folder cannot be copied, or the cache cannot be written.
     """
     if location.is_local:
         return location.local
     root = cache_root()
-    root.mkdir(parents=True, exist_ok=True)
     target = root / key
-    with FileLock(root / f"{key}.lock"):
-        if target.is_dir():
-            return target
-        partial = root / f"{key}.partial"
-        shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir()
+    if target.is_dir():  # its name appears when it is whole
+        return target
+    lock = FileLock(root / f"{key}.lock")
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except OSError as error:
+        raise DataError(
+            f"copies of remote folders cannot be kept here ({error.strerror or error})",
+            where=root,
+            next_step="Set CXR_CACHE to a folder that can be written",
+        ) from error
+    try:
+        if not target.is_dir():
+            _copy(location, target, verify)
+    finally:
+        lock.release()
+    return target
+
+
+def _copy(location: Location, target: Path, verify: Callable[[Path], None] | None) -> None:
+    partial = target.with_name(f"{target.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
         try:
+            partial.mkdir()
             pafs.copy_files(location.path, str(partial), source_filesystem=location.filesystem)
         except OSError as error:
-            raise DataError(f"cannot be copied to this node ({error})", where=location.uri) from error
+            problem = f"cannot be copied to {target.parent} ({_first_line(error)})"
+            raise DataError(problem, where=location.uri) from error
+        if verify is not None:
+            verify(partial)
         partial.rename(target)
-    return target
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__
