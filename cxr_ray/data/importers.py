@@ -7,20 +7,29 @@ import json
 import shutil
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from cxr_ray.data.decode import decode_bytes
+from cxr_ray.data.dataset_folder import MARKS, claim, make_folder, swap_in
+from cxr_ray.data.import_chunk import Chunk, decode_chunk
 from cxr_ray.data.labels import class_order
-from cxr_ray.data.quality import difference_hash, measure_quality
-from cxr_ray.data.resize import FITS, Fit, fit_square
-from cxr_ray.data.sources import SourceFile, list_sources
-from cxr_ray.data.splits import check_given, group_ids, random_split
-from cxr_ray.data.store import DATASET_FILE, Dataset, Shard, write_dataset, write_shard
-from cxr_ray.errors import ConfigError, DataError, DecodeError
+from cxr_ray.data.resize import FITS, Fit
+from cxr_ray.data.sources import SourceFile, absolute_path, list_sources, printable
+from cxr_ray.data.splits import LEARNING_SPLITS, check_given, group_ids, random_split
+from cxr_ray.data.store import (
+    LOOKS_FILE,
+    Dataset,
+    Shard,
+    file_sha256,
+    open_dataset,
+    work_folder,
+    write_dataset,
+    write_shard,
+)
+from cxr_ray.errors import ConfigError, DataError
 from cxr_ray.paths import write_atomically
 from cxr_ray.progress import ProgressLine, progress
 
@@ -28,31 +37,8 @@ REPORT_FILE = "import_report.json"
 SHARD_IMAGES = 2048  # 100 MB at 224 px: small enough to redo, large enough to map few files
 CHUNK_IMAGES = 32  # a unit of parallel work: about a second of decoding
 MAX_UNREADABLE = 0.05
-_WORK = ".import"
-_PLACEHOLDER_PATIENTS = frozenset(
-    {"", "0", "anon", "anonymous", "anonymized", "unknown", "none", "null", "nan", "na", "n/a"}
-)
 
 Mapper = Callable[[Callable[[Any], Any], Iterable[Any]], Iterator[Any]]
-
-
-@dataclass(frozen=True)
-class Chunk:
-    """A unit of work: which files to decode, and how."""
-
-    root: str
-    files: tuple[SourceFile, ...]
-    size: int
-    fit: Fit
-
-
-@dataclass(frozen=True)
-class ChunkResult:
-    """`pixels` is uint8, (readable files, size, size); `rows` their manifest rows; `unreadable` the others."""
-
-    pixels: np.ndarray
-    rows: list[dict[str, Any]]
-    unreadable: list[dict[str, str]]
 
 
 def import_dataset(
@@ -70,7 +56,8 @@ def import_dataset(
 ) -> Dataset:
     """Import a folder of radiographs into a dataset folder.
 
-    Interrupted, it is completed by the same call; finished shards are not decoded again.
+    The dataset is built beside `out` and takes its place when it is whole. Interrupted, it is completed by the
+    same call; finished shards are not decoded again, except those with files that could not be read.
 
     Args:
         src: A folder of class folders, or any folder with a CSV.
@@ -80,7 +67,7 @@ def import_dataset(
         fit: How a film becomes a square: ``squash``, ``pad`` or ``crop``.
         seed: Of the random split.
         keep_going: Import although more than 5 % of the files are unreadable.
-        overwrite: Replace a finished dataset in `out`.
+        overwrite: Replace a finished dataset in `out`; it stays until the new one is whole.
         map: Runs chunks in parallel, in order (`cxr_ray.cluster.parallel_map`); the built-in map by default.
         quiet: No progress display.
 
@@ -88,16 +75,17 @@ def import_dataset(
         DataError: Nothing to import, contradicting labels or splits, too many unreadable files, or `out` is
             taken.
     """
-    src, out = Path(src).expanduser().resolve(), Path(out).expanduser().resolve()
     if size < 64:
         raise ConfigError(f"size {size} is too small; 64 or more pixels are allowed", where="--size")
     if fit not in FITS:
         raise ConfigError(f"fit '{fit}' is not one of {', '.join(FITS)}", where="--fit")
-    files, notes = list_sources(src, None if metadata is None else Path(metadata).expanduser().resolve())
-    plan = _plan(src, files, size, fit)
-    _prepare_folder(out, plan, overwrite, notes)
-    rows, unreadable, shards = _decode_all(out, src, files, size, fit, keep_going, map, quiet)
-    warnings = _finish_rows(rows, files, seed)
+    src, out = absolute_path(src), claim(out, overwrite=overwrite)
+    files, notes = list_sources(src, None if metadata is None else absolute_path(metadata))
+    if (out / LOOKS_FILE).exists():
+        notes.append("the looks at the test split of the dataset replaced stay on record")
+    work = _open_work(out, _plan(src, files, size, fit), notes)
+    rows, unreadable, shards = _decode_all(work, src, files, size, fit, keep_going, map, quiet)
+    warnings = _finish_rows(src, rows, files, seed)
     licences = Counter(row.get("extra.licence", "unknown") for row in rows)
     report = {
         "source": str(src),
@@ -108,9 +96,9 @@ def import_dataset(
         "warnings": warnings,
         "duplicates": _duplicate_summary(rows),
     }
-    write_atomically(out / REPORT_FILE, (json.dumps(report, indent=2, ensure_ascii=False) + "\n").encode())
-    dataset = write_dataset(
-        out,
+    write_atomically(work / REPORT_FILE, (json.dumps(report, indent=2, ensure_ascii=False) + "\n").encode())
+    write_dataset(
+        work,
         rows,
         shards,
         name=out.name,
@@ -121,57 +109,9 @@ def import_dataset(
         licences=dict(licences.most_common()),
         warnings=warnings,
     )
-    shutil.rmtree(out / _WORK)
-    return dataset
-
-
-def decode_chunk(chunk: Chunk) -> ChunkResult:
-    """Decode, resize and measure the files of one chunk; runs on any node that sees the files."""
-    pixels, rows, unreadable = [], [], []
-    for file in chunk.files:
-        path = Path(chunk.root) / file.path
-        try:
-            try:
-                content = path.read_bytes()
-            except OSError as error:
-                reason = error.strerror or str(error)
-                raise DecodeError(f"cannot be read ({reason})", code="unreadable") from error
-            image = decode_bytes(content)
-        except DecodeError as error:
-            unreadable.append({"path": file.path, "code": error.code, "reason": error.problem})
-            continue
-        square = fit_square(image.pixels, chunk.size, chunk.fit)
-        pixels.append(square)
-        patient = _known_patient(file.patient_id) or _known_patient(image.patient_id)
-        rows.append(
-            {
-                "image_id": hashlib.sha256(content + f"\0{file.path}\0{0}".encode()).hexdigest()[:16],
-                "pixel_hash": hashlib.sha256(square.tobytes()).hexdigest()[:16],
-                "label": file.label,
-                "source": file.source,
-                "patient_id": patient,
-                "split": file.split,
-                "path": file.path,
-                "view": file.view or image.view,
-                "sex": file.sex or image.sex,
-                "age": file.age if file.age is not None else image.age,
-                "width": image.pixels.shape[1],
-                "height": image.pixels.shape[0],
-                "bit_depth": image.bit_depth,
-                "dhash": difference_hash(image.pixels),
-                "tint": image.tint,
-                "quality_flags": [],
-                **measure_quality(square),
-                **file.extra,
-            }
-        )
-    shape = (0, chunk.size, chunk.size)
-    return ChunkResult(np.stack(pixels) if pixels else np.zeros(shape, np.uint8), rows, unreadable)
-
-
-def _known_patient(patient_id: str | None) -> str | None:
-    plain = (patient_id or "").strip()
-    return None if plain.lower() in _PLACEHOLDER_PATIENTS else plain
+    swap_in(work, out)
+    shutil.rmtree(out / MARKS)
+    return open_dataset(out)
 
 
 def _plan(src: Path, files: list[SourceFile], size: int, fit: str) -> str:
@@ -187,33 +127,21 @@ def _plan(src: Path, files: list[SourceFile], size: int, fit: str) -> str:
     return digest.hexdigest()
 
 
-def _prepare_folder(out: Path, plan: str, overwrite: bool, notes: list[str]) -> None:
-    work = out / _WORK
-    if (out / DATASET_FILE).exists():
-        if not overwrite:
-            raise DataError(
-                "already holds a finished dataset",
-                where=out,
-                next_step="Give --overwrite to replace it, or choose another folder",
-            )
-        # dataset.json goes first: without it nothing in the folder is readable as a dataset.
-        (out / DATASET_FILE).unlink()
-        shutil.rmtree(work, ignore_errors=True)
-    elif out.exists() and not work.exists() and any(out.iterdir()):
-        raise DataError("is not empty and holds no dataset", where=out, next_step="Choose a new or an empty folder")
-    if work.exists() and (work / "plan").exists():
-        if (work / "plan").read_text() == plan:
-            notes.append("continued an interrupted import")
-            return
-        shutil.rmtree(work)
-    work.mkdir(parents=True, exist_ok=True)
-    for stale in out.glob("*.npy"):
-        stale.unlink()
-    write_atomically(work / "plan", plan.encode())
+def _open_work(out: Path, plan: str, notes: list[str]) -> Path:
+    """The folder to build in, with what an interrupted import by the same plan has finished, or empty."""
+    work = work_folder(out)
+    marked_plan = work / MARKS / "plan"
+    if marked_plan.is_file() and marked_plan.read_text() == plan:
+        notes.append("continued an interrupted import")
+        return work
+    shutil.rmtree(work, ignore_errors=True)
+    make_folder(work / MARKS)
+    write_atomically(marked_plan, plan.encode())
+    return work
 
 
 def _decode_all(
-    out: Path,
+    work: Path,
     src: Path,
     files: list[SourceFile],
     size: int,
@@ -228,24 +156,24 @@ def _decode_all(
     with progress("Importing", len(files), quiet=quiet) as line:
         for number, start in enumerate(range(0, len(files), SHARD_IMAGES)):
             part = files[start : start + SHARD_IMAGES]
-            done_file = out / _WORK / f"shard-{number:05d}.json"
-            if done_file.exists():
-                done = json.loads(done_file.read_text())
-                shard_rows, shard_unreadable = done["rows"], done["unreadable"]
-                shard = Shard.model_validate(done["shard"])
+            done_file = work / MARKS / f"shard-{number:05d}.json"
+            finished = _finished_shard(work, done_file)
+            if finished is not None:
+                shard_rows, shard = finished
                 line.update(start + len(part))
             else:
                 shard_rows, shard_unreadable, shard = _decode_shard(
-                    out, src, part, number, size, fit, map_chunks or map, line, len(unreadable)
+                    work, src, part, number, size, fit, map_chunks or map, line, len(unreadable)
                 )
-                done = {"rows": shard_rows, "unreadable": shard_unreadable, "shard": shard.model_dump()}
-                write_atomically(done_file, json.dumps(done).encode())
+                unreadable += shard_unreadable
+                if not shard_unreadable:
+                    done = {"rows": shard_rows, "shard": shard.model_dump()}
+                    write_atomically(done_file, json.dumps(done).encode())
             rows += shard_rows
-            unreadable += shard_unreadable
             if shard.images:
                 shards.append(shard)
     if len(unreadable) > MAX_UNREADABLE * len(files) and not keep_going:
-        listing = out / _WORK / "unreadable.json"
+        listing = work / MARKS / "unreadable.json"
         write_atomically(listing, json.dumps(unreadable, indent=2).encode())
         examples = "; ".join(f"{bad['path']} {bad['reason']}" for bad in unreadable[:3])
         raise DataError(
@@ -254,13 +182,38 @@ def _decode_all(
             where=src,
             next_step="Mend or remove them, or give --keep-going to import the others",
         )
-    if not rows:
-        raise DataError("none of the files could be read", where=src)
+    _check_no_class_is_lost(src, files, rows, unreadable)
     return rows, unreadable, shards
 
 
+def _check_no_class_is_lost(
+    src: Path, files: list[SourceFile], rows: list[dict[str, Any]], unreadable: list[dict[str, str]]
+) -> None:
+    """A small class can be unreadable altogether within the few per cent that an import passes over."""
+    lost = {file.label for file in files}.difference(row["label"] for row in rows)
+    for label in class_order(lost):
+        paths = {printable(file.path) for file in files if file.label == label}
+        first = next(bad for bad in unreadable if bad["path"] in paths)
+        raise DataError(
+            f"none of the {len(paths)} files of class '{label}' can be read: {first['path']} {first['reason']}",
+            where=src,
+            next_step="Mend them, or remove them to import the other classes",
+        )
+
+
+def _finished_shard(work: Path, done_file: Path) -> tuple[list[dict[str, Any]], Shard] | None:
+    """The rows and the shard that an interrupted import has finished; None where its pixels are not whole."""
+    if not done_file.exists():
+        return None
+    done = json.loads(done_file.read_text())
+    shard = Shard.model_validate(done["shard"])
+    pixels = work / shard.file
+    whole = pixels.is_file() and file_sha256(pixels) == shard.sha256
+    return (done["rows"], shard) if whole else None
+
+
 def _decode_shard(
-    out: Path,
+    work: Path,
     src: Path,
     files: list[SourceFile],
     number: int,
@@ -280,11 +233,11 @@ def _decode_shard(
         unreadable += result.unreadable
         bad = unreadable_before + len(unreadable)
         line.advance(len(result.pixels) + len(result.unreadable), f"{bad} unreadable" if bad else "")
-    shard = write_shard(out, f"pixels-{number:05d}.npy", np.concatenate(pixels))
+    shard = write_shard(work, f"pixels-{number:05d}.npy", np.concatenate(pixels))
     return rows, unreadable, shard
 
 
-def _finish_rows(rows: list[dict[str, Any]], files: list[SourceFile], seed: int) -> list[str]:
+def _finish_rows(src: Path, rows: list[dict[str, Any]], files: list[SourceFile], seed: int) -> list[str]:
     """Decide duplicate groups, then splits, in place; return warnings for every later reader."""
     warnings = []
     first_of_pixels: dict[str, str] = {}
@@ -306,37 +259,54 @@ def _finish_rows(rows: list[dict[str, Any]], files: list[SourceFile], seed: int)
         for row, split in zip(rows, splits, strict=True):
             row["split"] = split
     else:
-        warnings += _honour_given(rows, patients, groups, seed)
-    _check_every_class_can_be_learnt(rows)
+        warnings += _honour_given(src, rows, patients, groups, seed)
+    _check_every_class_can_be_learnt(src, rows)
     return warnings
 
 
-def _honour_given(rows: list[dict[str, Any]], patients: list[str | None], groups: list[str], seed: int) -> list[str]:
+def _honour_given(
+    src: Path, rows: list[dict[str, Any]], patients: list[str | None], groups: list[str], seed: int
+) -> list[str]:
     problems = check_given([row["split"] for row in rows], patients, groups, [row["path"] for row in rows])
     if problems:
         raise DataError(
-            "the given splits leak: " + ". ".join(problems),
+            "the given splits leak: " + "; and ".join(problems),
+            where=src,
             next_step="Correct the split column, or leave it out to have the import split the images",
         )
     if any(row["split"] == "calibration" for row in rows):
         return []
     val = [i for i, row in enumerate(rows) if row["split"] == "val"]
     together = group_ids([patients[i] for i in val], [groups[i] for i in val])
-    order = np.random.default_rng(seed).permutation(np.unique(together))
-    moved = set(order[: len(order) // 2].tolist())
-    for i, group in zip(val, together, strict=True):
-        if int(group) in moved:
-            rows[i]["split"] = "calibration"
-    return ["the split column names no calibration images: half of val was taken for calibration"]
+    halves = random_split(
+        [rows[i]["label"] for i in val],
+        [rows[i]["source"] for i in val],
+        together,
+        shares={"val": 0.5, "calibration": 0.5},
+        seed=seed,
+    )
+    for i, split in zip(val, halves, strict=True):
+        rows[i]["split"] = split
+    taken = halves.count("calibration")
+    if not taken:
+        return [
+            "the split column names no calibration images, and val has none to spare (the films of each class belong "
+            "to one patient): probabilities will not be calibrated"
+        ]
+    return [f"the split column names no calibration images: {taken} of the {len(val)} val images were taken for it"]
 
 
-def _check_every_class_can_be_learnt(rows: list[dict[str, Any]]) -> None:
+def _check_every_class_can_be_learnt(src: Path, rows: list[dict[str, Any]]) -> None:
     present = {(row["label"], row["split"]) for row in rows}
     for label in class_order(row["label"] for row in rows):
-        missing = [split for split in ("train", "val") if (label, split) not in present]
+        missing = [split for split in LEARNING_SPLITS if (label, split) not in present]
         if missing:
+            of_class = [row for row in rows if row["label"] == label]
+            patients = {row["patient_id"] or row["image_id"] for row in of_class}
             raise DataError(
-                f"class '{label}' has no image in {' and '.join(missing)}",
+                f"class '{label}' has no image in {' and '.join(missing)} "
+                f"(its {len(of_class)} images are of {len(patients)} patient(s))",
+                where=src,
                 next_step="Add images of it (from more patients), or correct the split column",
             )
 

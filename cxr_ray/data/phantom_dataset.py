@@ -14,12 +14,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from cxr_ray.data.dataset_folder import claim, make_folder, swap_in
 from cxr_ray.data.importers import SHARD_IMAGES, Mapper
 from cxr_ray.data.phantom import PHANTOM_CLASSES, Phantom, draw_phantom
 from cxr_ray.data.quality import difference_hash, measure_quality
 from cxr_ray.data.splits import group_ids, random_split
-from cxr_ray.data.store import DATASET_FILE, Dataset, Shard, open_dataset, write_dataset, write_shard
-from cxr_ray.errors import ConfigError, DataError
+from cxr_ray.data.store import Dataset, Shard, open_dataset, write_dataset, write_shard
+from cxr_ray.errors import ConfigError
 from cxr_ray.progress import progress
 
 SOURCE = "phantom"
@@ -44,30 +45,22 @@ def make_phantoms(
         images: How many films, the five classes in turn; at least 40.
         size: Edge in pixels, 64 or more.
         seed: The same seed gives the same films and splits.
-        overwrite: Replace what is in `out`, if that is a dataset.
+        overwrite: Replace a dataset in `out`, once the new one is whole.
         map: Draws in parallel, in order; the built-in map by default.
         quiet: No progress display.
 
     Raises:
         ConfigError: Too few images or too small a size.
-        DataError: `out` is taken.
+        DataError: `out` is taken, or cannot be written.
     """
-    target = Path(out).expanduser().resolve()
     _check_request(images, size)
-    if target.exists() and any(target.iterdir()):
-        if not (target / DATASET_FILE).exists():
-            raise DataError("is not empty and holds no dataset", where=target, next_step="Choose another folder")
-        if not overwrite:
-            raise DataError(
-                "already holds a finished dataset", where=target, next_step="Give --overwrite to replace it"
-            )
+    target = claim(out, overwrite=overwrite)
     partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
+    make_folder(partial)
     try:
         _write(partial, target.name, images, size, seed, map, quiet)
-        shutil.rmtree(target, ignore_errors=True)
-        partial.rename(target)
+        swap_in(partial, target)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return open_dataset(target)

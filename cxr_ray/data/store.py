@@ -153,7 +153,8 @@ def open_dataset(path: str | os.PathLike[str] | Location) -> Dataset:
     """Open a dataset folder, copying it to this node first if it is remote.
 
     Raises:
-        DataError: There is none, it is half-written, or it does not fit its own description.
+        DataError: There is none, it is half-written, it does not fit its own description, or it was damaged on
+            the way to this node.
     """
     location = locate(path)
     if not location.child(DATASET_FILE).exists():
@@ -166,7 +167,9 @@ def open_dataset(path: str | os.PathLike[str] | Location) -> Dataset:
             where=location,
             next_step="Import the dataset again",
         ) from error
-    root = local_copy(location, info.fingerprint)
+    root = local_copy(
+        location, info.fingerprint, verify=functools.partial(_verify_shards, location=location, info=info)
+    )
     try:
         manifest = pq.read_table(root / MANIFEST_FILE)
     except (OSError, pa.ArrowInvalid) as error:
@@ -244,6 +247,11 @@ def write_shard(folder: Path, file: str, images: np.ndarray) -> Shard:
     return Shard(file=file, images=len(images), sha256=digest)
 
 
+def work_folder(out: Path) -> Path:
+    """Where an import builds the dataset that is to become `out`: beside it, on the same file system."""
+    return out.parent / f".{out.name}.importing"
+
+
 def file_sha256(path: Path) -> str:
     """Hex sha256 of a file, read in pieces."""
     with path.open("rb") as stream:
@@ -277,18 +285,35 @@ def _check_shards(root: Path, location: Location, info: DatasetInfo, images: int
             )
 
 
+def _verify_shards(root: Path, location: Location, info: DatasetInfo) -> None:
+    """Compare a fresh copy's pixel files with their checksums: once a node, as it takes seconds a gigabyte.
+
+    Raises:
+        DataError: Naming the first file that differs.
+    """
+    for shard in (*info.shards, *info.mask_shards):
+        file = root / shard.file
+        if not file.is_file() or file_sha256(file) != shard.sha256:
+            problem = "does not match its sha256" if file.is_file() else "is missing"
+            raise DataError(
+                f"pixel file {shard.file} {problem} after copying it to this node",
+                where=location,
+                next_step="Try again; if it stays so, the dataset is damaged there: copy or import it again",
+            )
+
+
 def _explain_missing(location: Location) -> DataError:
+    if location.is_local and work_folder(location.local).exists():
+        return DataError(
+            "the import of this dataset was interrupted",
+            where=location,
+            next_step="Run the same 'cxr-ray data import' command again to complete it",
+        )
     if not location.exists():
         return DataError(
             "there is no such dataset",
             where=location,
             next_step="Make one with: cxr-ray data import SRC OUT, or: cxr-ray data phantom OUT",
-        )
-    if location.child(".import").exists():
-        return DataError(
-            "the import of this dataset was interrupted",
-            where=location,
-            next_step="Run the same 'cxr-ray data import' command again to complete it",
         )
     return DataError(
         f"is not a dataset (it holds no {DATASET_FILE})",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -15,6 +16,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from pydicom.data import get_testdata_file
+from pydicom.pixels.decoders.base import JPEG2000LosslessDecoder
 
 from cxr_ray.data import importers
 from cxr_ray.data.importers import import_dataset
@@ -124,14 +127,68 @@ def test_a_given_split_is_honoured_and_calibration_taken_from_val_with_a_warning
     for path, split in zip(dataset.column("path"), dataset.column("split"), strict=True):
         assert split == given[path] or (split == "calibration" and given[path] == "val")
     assert sum(dataset.info.counts["calibration"].values()) == 8
-    assert any("half of val" in warning for warning in dataset.info.warnings)
+    assert dataset.info.warnings == [
+        "the split column names no calibration images: 8 of the 16 val images were taken for it"
+    ]
+
+
+def test_calibration_taken_from_val_is_balanced_and_leaves_every_class_there(tmp_path):
+    films = make_films(tmp_path / "films", per_class=40, classes=("normal", "covid", "tuberculosis"))
+    rows = rows_for(films, split=lambda i: ("train", "val")[i % 2], source=lambda i: f"s{i // 2 % 2}")
+    for number, row in enumerate(row for row in rows if row["label"] == "tuberculosis"):
+        row |= {"split": "val" if number < 4 else "train", "patient_id": f"p{number // 4}"}
+    dataset = import_dataset(films, tmp_path / "out", metadata=write_csv(films, rows), size=64, quiet=True)
+    assert dataset.info.counts["calibration"] == {"normal": 10, "covid": 10, "tuberculosis": 0}
+    assert dataset.info.counts["val"] == {"normal": 10, "covid": 10, "tuberculosis": 4}
+    sources = Counter(dataset.column("source")[row] for row in dataset.rows("calibration"))
+    assert sources == {"s0": 10, "s1": 10}
+
+
+def test_where_val_has_no_patient_to_spare_nothing_is_taken_and_that_is_said(tmp_path):
+    films = make_films(tmp_path / "films")
+    rows = rows_for(films, split=lambda i: ("train", "val")[i % 2], patient_id=lambda i: f"p{i % 2}{i // 12}")
+    dataset = import_dataset(films, tmp_path / "out", metadata=write_csv(films, rows), size=64, quiet=True)
+    assert sum(dataset.info.counts["calibration"].values()) == 0
+    assert dataset.info.warnings == [
+        "the split column names no calibration images, and val has none to spare (the films of each class belong "
+        "to one patient): probabilities will not be calibrated"
+    ]
 
 
 def test_a_given_split_with_a_patient_on_both_sides_is_refused_naming_it(tmp_path):
     films = make_films(tmp_path / "films")
     rows = rows_for(films, split=lambda i: ("train", "val", "test")[i % 3], patient_id=lambda i: f"p{i // 2}")
-    with pytest.raises(DataError, match=r"patient\(s\) lie in more than one split, for example films p\d+: .*\.png in"):
+    with pytest.raises(DataError, match=r"patient\(s\) lie in more than one split, for example p\d+: .*\.png in"):
         import_dataset(films, tmp_path / "out", metadata=write_csv(films, rows), size=64, quiet=True)
+
+
+def test_a_patient_in_two_sources_is_one_patient(tmp_path):
+    films = make_films(tmp_path / "films", per_class=60)
+    rows = rows_for(films, patient_id=lambda i: f"{i // 2}", source=lambda i: f"s{i % 2}")
+    dataset = import_dataset(films, tmp_path / "out", metadata=write_csv(films, rows), size=64, quiet=True)
+    splits_of = defaultdict(set)
+    for patient, split in zip(dataset.column("patient_id"), dataset.column("split"), strict=True):
+        splits_of[patient].add(split)
+    assert len(splits_of) == 60
+    assert "0" in splits_of, "in a CSV, nought may be the first of the patients"
+    assert all(len(splits) == 1 for splits in splits_of.values())
+
+
+def test_a_class_of_one_patient_is_refused_with_the_reason(tmp_path):
+    films = make_films(tmp_path / "films")
+    rows = rows_for(films, patient_id=lambda i: "p" if i < 12 else "")
+    message = (
+        r"class 'covid' has no image in val \(its 12 images are of 1 patient\(s\)\)\. Add images of it \(from more"
+    )
+    with pytest.raises(DataError, match=message):
+        import_dataset(films, tmp_path / "out", metadata=write_csv(films, rows), size=64, quiet=True)
+
+
+def test_placeholders_are_no_patient(tmp_path):
+    films = make_films(tmp_path / "films")
+    rows = rows_for(films, patient_id=lambda i: ("Unknown", "n/a", "anonymous", "")[i % 4])
+    dataset = import_dataset(films, tmp_path / "out", metadata=write_csv(films, rows), size=64, quiet=True)
+    assert set(dataset.column("patient_id")) == {None}
 
 
 @pytest.mark.parametrize(
@@ -163,6 +220,57 @@ def test_unreadable_files_are_listed_with_the_reason_and_skipped(tmp_path):
     assert report["unreadable"] == [
         {"path": "normal/bad.png", "code": "truncated", "reason": "is truncated: the file ends before its last pixel"}
     ]
+
+
+def test_files_with_names_or_kinds_that_cannot_be_imported_are_listed_and_skipped(tmp_path):
+    films = make_films(tmp_path / "films", per_class=60)
+    content = (films / "normal" / "000.png").read_bytes()
+    (films / "normal" / os.fsdecode(b"caf\xe9.png")).write_bytes(content)
+    (films / "normal" / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    dataset = import_dataset(films, tmp_path / "out", size=64, quiet=True)
+    assert dataset.manifest.num_rows == 120
+    report = json.loads((tmp_path / "out" / "import_report.json").read_text())
+    assert [(bad["path"], bad["reason"]) for bad in report["unreadable"]] == [
+        ("normal/caf\\xe9.png", "has a name that is not UTF-8. Rename it"),
+        ("normal/gone.png", "cannot be read (No such file or directory)"),
+    ]
+    (films / "normal" / "folder.png").mkdir()
+    os.mkfifo(films / "normal" / "pipe.png")
+    rows = rows_for(films)
+    rows = [row for row in rows if str(row["path"]).isascii()]
+    dataset = import_dataset(films, tmp_path / "csv", metadata=write_csv(films, rows), size=64, quiet=True)
+    report = json.loads((tmp_path / "csv" / "import_report.json").read_text())
+    assert {bad["path"]: bad["reason"] for bad in report["unreadable"]} == {
+        "normal/folder.png": "is a folder or another thing that is not a file",
+        "normal/gone.png": "cannot be read (No such file or directory)",
+        "normal/pipe.png": "is a folder or another thing that is not a file",
+    }
+
+
+def test_a_class_that_cannot_be_read_at_all_stops_the_import(tmp_path):
+    films = make_films(tmp_path / "films", per_class=100)
+    (films / "tuberculosis").mkdir()
+    for number in range(4):
+        (films / "tuberculosis" / f"{number}.png").write_text("no film")
+    with pytest.raises(DataError, match=r"none of the 4 files of class 'tuberculosis' can be read: .*0\.png is not an"):
+        import_dataset(films, tmp_path / "out", size=64, quiet=True)
+
+
+def test_files_whose_decoder_was_missing_are_decoded_when_the_same_import_is_run_again(tmp_path, monkeypatch):
+    films = make_films(tmp_path / "films")
+    for number in range(4):
+        shutil.copy(str(get_testdata_file("MR_small_jp2klossless.dcm")), films / "normal" / f"{number}.dcm")
+    with monkeypatch.context() as without_decoder:
+        without_decoder.setattr(JPEG2000LosslessDecoder, "_available", {})
+        with pytest.raises(
+            DataError, match=r"4 of 28 .*not installed\. Install it with: pip install 'cxr_ray\[dicom\]'"
+        ):
+            import_dataset(films, tmp_path / "out", size=64, quiet=True)
+    dataset = import_dataset(films, tmp_path / "out", size=64, quiet=True)
+    assert dataset.manifest.num_rows == 28
+    report = json.loads((tmp_path / "out" / "import_report.json").read_text())
+    assert report["unreadable"] == []
+    assert report["notes"] == ["continued an interrupted import"]
 
 
 def test_many_unreadable_files_stop_the_import_unless_told_to_go_on(tmp_path):
@@ -208,16 +316,16 @@ def test_an_import_killed_midway_is_completed_without_redoing_shards(tmp_path, m
     )
     process = subprocess.Popen([sys.executable, "-c", script])
     deadline = time.monotonic() + 60
-    while len(list((tmp_path / "out" / ".import").glob("shard-*.json"))) < 2:
+    while len(list((tmp_path / ".out.importing" / ".import").glob("shard-*.json"))) < 2:
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.02)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     with pytest.raises(DataError, match="was interrupted"):
         open_dataset(tmp_path / "out")
-    finished = {file: file.stat().st_mtime_ns for file in (tmp_path / "out").glob("pixels-*.npy")}
+    finished = {file.name: file.stat().st_mtime_ns for file in (tmp_path / ".out.importing").glob("pixels-*.npy")}
     dataset = import_dataset(films, tmp_path / "out", size=64, quiet=True)
-    assert {file: file.stat().st_mtime_ns for file in finished} == finished
+    assert {name: (tmp_path / "out" / name).stat().st_mtime_ns for name in finished} == finished
     assert dataset.info.fingerprint == whole.info.fingerprint
     assert (tmp_path / "out/manifest.parquet").read_bytes() == (tmp_path / "whole/manifest.parquet").read_bytes()
 
