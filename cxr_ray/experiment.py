@@ -37,7 +37,7 @@ class TrainingConfig(BaseModel):
         loader_processes: Processes a worker that read and augment images; 0 does it in the worker itself.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     epochs: int = Field(default=40, ge=1)
     batch_size: int = Field(default=32, ge=2)
@@ -72,7 +72,7 @@ class Experiment(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str = Field(default="experiment", pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**32)
     watched_class: str | None = None
     network: NetworkConfig = NetworkConfig()
     loss: LossConfig = LossConfig()
@@ -139,6 +139,7 @@ def load_experiment(
     for text in set_options:
         key, value = parse_override(text)
         set_dotted(content, key, value)
+    if set_options:
         where = f"{where} with --set"
     return validate(Experiment, content, where)
 
@@ -182,8 +183,6 @@ def _no_such_class(name: str, classes: Sequence[str], where: str) -> ConfigError
 def _read(source: str | Path) -> tuple[dict[str, Any], str]:
     path = Path(source)
     if path.suffix in (".yaml", ".yml"):
-        if not path.is_file():
-            raise ConfigError("there is no such file", where=path)
         content = read_yaml(path)
         content.setdefault("name", path.stem)
         return content, str(path)

@@ -25,7 +25,7 @@ class LossConfig(BaseModel):
         focal_gamma: Exponent of the focal loss's modulating factor, 0 or more; 0 is cross-entropy.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     kind: Literal["cross_entropy", "focal"] = "cross_entropy"
     class_weights: Literal["none", "auto"] | dict[str, float] = "none"
@@ -38,7 +38,7 @@ class LossConfig(BaseModel):
     def _positive(cls, value: object) -> object:
         if isinstance(value, dict):
             for name, weight in value.items():
-                if not 0 < weight < float("inf"):
+                if weight <= 0:
                     raise ValueError(f"the weight of '{name}' is {weight}; it must be above 0")
         return value
 

@@ -19,7 +19,7 @@ class OptimizationConfig(BaseModel):
         clip_norm: Largest gradient norm; longer gradients are scaled down.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     learning_rate: float = Field(default=1e-3, gt=0)
     weight_decay: float = Field(default=0.05, ge=0)
