@@ -6,7 +6,7 @@ import os
 import re
 import sys
 import uuid
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import yaml
 
 from cxr_ray.errors import ClusterError, ConfigError, CxrError
+from cxr_ray.paths import locate
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -39,6 +40,7 @@ ENVIRONMENT = {
 }
 AUTOSCALER_FILE = "~/ray_bootstrap_config.yaml"
 _PROBE_TIMEOUT_S = 60
+_QUIET: dict[str, Any] = {"logging_level": "WARNING", "log_to_driver": False}
 # Whether `connect` started the Ray this process is connected to: that one never grows.
 _STARTED_HERE = False
 
@@ -67,7 +69,7 @@ def connect(
         dashboard: Start the dashboard of a local Ray, which Serve's and Jobs' REST interfaces live in.
 
     Raises:
-        ClusterError: The address does not answer or refuses the token.
+        ClusterError: The address does not answer or refuses the token, or Ray cannot start here.
     """
     global _STARTED_HERE  # noqa: PLW0603 - one process is connected to one Ray
     prepare_environment()
@@ -75,24 +77,36 @@ def connect(
 
     if ray.is_initialized():
         return
-    quiet: dict[str, Any] = {"logging_level": "WARNING", "log_to_driver": False}
-    if address is None:
-        ray.init(num_cpus=cpus, resources=resources, include_dashboard=dashboard, dashboard_host="127.0.0.1", **quiet)
-        _protect_token()
-        _STARTED_HERE = True
-        return
-    _STARTED_HERE = False
+    _STARTED_HERE = address is None
     try:
-        ray.init(address=address, **quiet)
+        if address is None:
+            ray.init(
+                # Without it Ray joins whatever RAY_ADDRESS names or was started on this machine last.
+                address="local",
+                num_cpus=cpus,
+                resources=resources,
+                include_dashboard=dashboard,
+                dashboard_host="127.0.0.1",
+                **_QUIET,
+            )
+        else:
+            ray.init(address=address, **_QUIET)
     except Exception as error:
         # Ray raises ConnectionError, RuntimeError, AuthenticationError, ValueError for the same thing.
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        if address is None:
+            raise ClusterError(
+                f"Ray cannot be started on this machine ({reason})",
+                next_step="Check the free memory, and the room in /tmp and /dev/shm",
+            ) from error
         raise ClusterError(
             f"no Ray cluster can be joined here ({reason})",
             where=address,
             next_step="Check the address with 'ray status --address ...', and that RAY_AUTH_TOKEN or "
             "RAY_AUTH_TOKEN_PATH holds the cluster's token (RAY_AUTH_MODE=disabled for a cluster without one)",
         ) from error
+    if _STARTED_HERE:
+        _protect_token()
 
 
 def disconnect() -> None:
@@ -123,10 +137,19 @@ def check_fits(workers: int, per_worker: dict[str, float]) -> None:
                 f"but the cluster has {have:g} at most",
                 next_step="Ask for fewer workers or less for each, or add nodes",
             )
+    if (hold := could_hold(per_worker)) < workers:
+        each = " and ".join(f"{amount:g} {resource}" for resource, amount in per_worker.items())
+        nodes = max(_layouts(), key=lambda nodes: _hold(nodes, per_worker))
+        sizes = Counter(" and ".join(f"{node.get(name, 0):g} {name}" for name in per_worker) for node in nodes)
+        those = ", ".join(f"{count} with {size}" for size, count in sizes.items())
+        raise ClusterError(
+            f"{workers} worker(s) of {each} do not fit: each lies on one node, and the nodes ({those}) hold {hold}",
+            next_step="Ask for fewer workers or less for each, or add larger nodes",
+        )
 
 
 def check_readable(path: str, what: str) -> None:
-    """On a cluster of several nodes, check that every node can read a local path.
+    """On a cluster of several nodes, check that every node can read a path that is no remote storage.
 
     Raises:
         ClusterError: Naming the nodes that cannot.
@@ -135,16 +158,17 @@ def check_readable(path: str, what: str) -> None:
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     nodes = [node for node in ray.nodes() if node["Alive"]]
-    if len(nodes) < 2 or "://" in path:
+    location = locate(path)
+    if len(nodes) < 2 or not location.is_local:
         return
     probe = ray.remote(num_cpus=0)(_exists)
     answers = {
         node["NodeManagerAddress"]: probe.options(
             scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-        ).remote(path)
+        ).remote(location.path)
         for node in nodes
     }
-    missing = [name for name, answer in answers.items() if not ray.get(answer, timeout=_PROBE_TIMEOUT_S)]
+    missing = [name for name, answer in answers.items() if not _says_yes(answer)]
     if missing:
         raise ClusterError(
             f"{what} {path} cannot be read on {len(missing)} of {len(nodes)} nodes ({', '.join(missing[:3])})",
@@ -154,7 +178,11 @@ def check_readable(path: str, what: str) -> None:
 
 
 def parallel_map(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-    """`map` over the cluster's CPUs, results in order, at most a few in flight so that memory stays flat."""
+    """`map` over the cluster's CPUs, results in order, at most a few in flight so that memory stays flat.
+
+    Raises:
+        CxrError: What the function raised, or that its process died.
+    """
     import ray
 
     remote = ray.remote(num_cpus=1)(function)
@@ -163,9 +191,15 @@ def parallel_map(function: Callable[[Item], Result], items: Iterable[Item]) -> I
     for item in items:
         in_flight.append(remote.remote(item))
         if len(in_flight) >= limit:
-            yield ray.get(in_flight.popleft())
+            yield _result(in_flight.popleft())
     while in_flight:
-        yield ray.get(in_flight.popleft())
+        yield _result(in_flight.popleft())
+
+
+def last_line(error: BaseException) -> str:
+    """What an error says in the end: Ray puts the worker's own words behind the traces."""
+    lines = [line for line in str(error).splitlines() if line.strip()]
+    return lines[-1].strip() if lines else type(error).__name__
 
 
 def find_cxr_error(error: BaseException) -> CxrError | None:
@@ -207,26 +241,64 @@ def check_name(name: str | None) -> None:
         )
 
 
+def could_have(resource: str) -> float:
+    """How much of a resource the cluster has, or may grow to where this process runs on an autoscaling head."""
+    return max(sum(float(node.get(resource, 0)) for node in nodes) for nodes in _layouts())
+
+
+def could_hold(per_worker: dict[str, float]) -> int:
+    """How many workers the cluster's nodes hold, or those it may grow to; a worker lies on one node."""
+    return max(_hold(nodes, per_worker) for nodes in _layouts())
+
+
+def _hold(nodes: list[dict[str, float]], per_worker: dict[str, float]) -> int:
+    asked = [(resource, amount) for resource, amount in per_worker.items() if amount]
+    return sum(int(min(node.get(resource, 0) / amount for resource, amount in asked) + 1e-9) for node in nodes)
+
+
+def _layouts() -> list[list[dict[str, float]]]:
+    """The resources of the nodes there are, and of those there may be.
+
+    Ray tells nobody how far its autoscaler may go, but `ray up` leaves the cluster's description on the head,
+    where drivers run. A node described without resources (Ray then asks the cloud) counts as empty.
+    """
+    import ray
+
+    present = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    description = Path(AUTOSCALER_FILE).expanduser()
+    if _STARTED_HERE or not description.is_file():
+        return [present]
+    config = yaml.safe_load(description.read_text())
+    head, most = config.get("head_node_type"), config.get("max_workers", 0)
+    possible = []
+    for name, node in config.get("available_node_types", {}).items():
+        count = 1 if name == head else min(most, node.get("max_workers", most))
+        possible += [node.get("resources", {})] * count
+    return [present, possible]
+
+
 def _exists(path: str) -> bool:
     return Path(path).exists()
 
 
-def could_have(resource: str) -> float:
-    """How much of a resource the cluster has, or may grow to where this process runs on an autoscaling head.
+def _says_yes(answer: Any) -> bool:
+    import ray
+    from ray.exceptions import RayError
 
-    Ray tells nobody how far its autoscaler may go, but `ray up` leaves the cluster's description on the head,
-    where drivers run. A description without resources (Ray then asks the cloud) counts as what there is now.
-    """
-    description = Path(AUTOSCALER_FILE).expanduser()
-    if _STARTED_HERE or not description.is_file():
-        return available(resource)
-    config = yaml.safe_load(description.read_text())
-    head, most = config.get("head_node_type"), config.get("max_workers", 0)
-    grown = 0.0
-    for name, node in config.get("available_node_types", {}).items():
-        nodes = 1 if name == head else min(most, node.get("max_workers", most))
-        grown += nodes * node.get("resources", {}).get(resource, 0)
-    return max(available(resource), float(grown))
+    try:
+        return ray.get(answer, timeout=_PROBE_TIMEOUT_S)
+    except RayError:  # no answer in time, or the node is gone
+        return False
+
+
+def _result(reference: Any) -> Any:
+    import ray
+    from ray.exceptions import RayError
+
+    try:
+        return ray.get(reference)
+    except RayError as error:
+        raise find_cxr_error(error) or ClusterError(f"a task on the cluster failed: {last_line(error)}") from error
 
 
 def _protect_token() -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import pickle
+import subprocess
+import sys
 
 import pytest
 
@@ -18,6 +21,25 @@ def square(number: int) -> int:
 
 def test_a_map_over_the_cluster_keeps_the_order(local_ray):
     assert list(cluster.parallel_map(square, range(50))) == [number * number for number in range(50)]
+
+
+def test_what_a_task_raises_comes_back_as_it_was(local_ray):
+    def refuse(number: int) -> int:
+        raise DecodeError("is no film", where=f"{number}.png", code="truncated")
+
+    with pytest.raises(DecodeError) as raised:
+        list(cluster.parallel_map(refuse, range(3)))
+    assert str(raised.value) == "0.png: is no film"
+    assert raised.value.code == "truncated"
+
+
+def test_a_task_whose_process_dies_is_one_sentence(local_ray):
+    def die(_number: int) -> None:
+        os._exit(1)
+
+    with pytest.raises(ClusterError, match="a task on the cluster failed: ") as raised:
+        list(cluster.parallel_map(die, [1]))
+    assert "\n" not in str(raised.value)
 
 
 def test_an_import_over_ray_equals_one_in_this_process(local_ray, tmp_path):
@@ -45,6 +67,12 @@ def test_an_autoscaling_head_counts_the_nodes_it_may_still_get(local_ray, tmp_pa
     assert cluster.could_have("GPU") == 3
     assert cluster.could_have("CPU") == 6 + 24
     cluster.check_fits(3, {"GPU": 1, "CPU": 4})
+    cluster.check_fits(4, {"CPU": 6})
+    # 28 of 30 CPUs, but seven of them together are on three nodes only.
+    message = r"4 worker\(s\) of 7 CPU do not fit: .* the nodes \(1 with 6 CPU, 3 with 8 CPU\) hold 3\."
+    with pytest.raises(ClusterError, match=message):
+        cluster.check_fits(4, {"CPU": 7})
+    assert cluster.could_hold({"CPU": 0.5, "GPU": 0.25}) == 12
     with pytest.raises(ClusterError, match="the cluster has 3 at most"):
         cluster.check_fits(4, {"GPU": 1})
 
@@ -72,6 +100,19 @@ def test_the_error_a_worker_raised_is_found_inside_its_wrappers():
     outer.worker_failures = {1: middle}  # type: ignore[attr-defined]
     assert cluster.find_cxr_error(outer) is inner
     assert cluster.find_cxr_error(ValueError("other")) is None
+
+
+def test_ray_starts_here_whatever_cluster_the_environment_names():
+    script = "from cxr_ray import cluster; cluster.connect(cpus=1); print(cluster.available('CPU'))"
+    environment = os.environ | {"RAY_ADDRESS": "127.0.0.1:1"}
+    done = subprocess.run([sys.executable, "-c", script], env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "1.0\n"), done.stderr
+
+
+def test_a_ray_that_cannot_start_is_one_sentence():
+    script = "from cxr_ray import cluster; cluster.connect(resources={'CPU': 1})"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert "ClusterError: Ray cannot be started on this machine (" in done.stderr.splitlines()[-1]
 
 
 def test_run_names_are_readable_and_differ():
