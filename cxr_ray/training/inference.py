@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from cxr_ray.data.loader import FilmDataset, eval_batches, to_input
 from cxr_ray.data.store import Dataset
+from cxr_ray.errors import CxrError
 from cxr_ray.experiment import TrainingConfig
 from cxr_ray.model.dual_backbone import DualBackbone
 from cxr_ray.training.run_folder import Evidence
@@ -45,9 +47,30 @@ class Workers:
             dist.all_reduce(value)
         return value
 
-    def barrier(self) -> None:
+    def from_first(self, value: int) -> int:
+        """The first worker's number, on all workers."""
+        values = [value]
         if self.count > 1:
-            dist.barrier()
+            dist.broadcast_object_list(values)
+        return values[0]
+
+    @contextmanager
+    def together(self) -> Iterator[None]:
+        """A part that may fail on some workers only: an error of ours on one is raised on all, when all are done.
+
+        A worker that left alone would keep the others waiting for it, without end.
+        """
+        error: CxrError | None = None
+        try:
+            yield
+        except CxrError as own:
+            error = own
+        if self.count > 1:
+            errors: list[CxrError | None] = [None] * self.count
+            dist.all_gather_object(errors, error)
+            error = next((other for other in errors if other is not None), None)
+        if error is not None:
+            raise error
 
     def average_buffers(self, network: nn.Module) -> None:
         """Give all workers the same batch-normalisation statistics: the mean of theirs."""
@@ -70,80 +93,72 @@ class Workers:
         return whole
 
 
-def predict_rows(
-    network: DualBackbone,
-    dataset: Dataset,
-    rows: np.ndarray,
-    config: TrainingConfig,
-    device: torch.device,
-    autocast: Callable[[], Any],
-    workers: Workers,
-) -> Tensor:
-    """Logits of dataset rows, float32, (rows, K), in order, the same on every worker."""
-    parts = [
-        network.classify_pooled(pooled).cpu().numpy()
-        for pooled, _ in _pooled_batches(network, dataset, rows, config, device, autocast, workers)
-    ]
-    classes = network.classifier.out_features
-    part = np.concatenate(parts) if parts else np.zeros((0, classes), np.float32)
-    return torch.from_numpy(workers.gather(part, len(rows)))
+@dataclass(frozen=True)
+class Inference:
+    """A network's answers about a dataset, and all that a pass over its images needs.
 
+    Attributes:
+        network: Put into eval mode by every pass.
+        dataset: The images.
+        config: Image size, batch size and memory format.
+        device: Where the network lives.
+        autocast: Makes the context of reduced precision.
+        workers: Who shares the work.
+        tick: Called after every batch.
+    """
 
-def collect_evidence(
-    network: DualBackbone,
-    dataset: Dataset,
-    rows: np.ndarray,
-    logits: Tensor,
-    epoch: int,
-    config: TrainingConfig,
-    device: torch.device,
-    autocast: Callable[[], Any],
-    workers: Workers,
-) -> Evidence:
-    """The best epoch's evidence: given logits, and feature statistics measured on training images."""
-    train = dataset.rows("train")
-    if len(train) > FEATURE_IMAGES:
-        train = np.sort(np.random.default_rng(0).choice(train, FEATURE_IMAGES, replace=False))
-    classes, width = len(dataset.classes), network.feature_count
-    sums = torch.zeros(classes, width, dtype=torch.float64)
-    counts = torch.zeros(classes, dtype=torch.float64)
-    outer = torch.zeros(width, width, dtype=torch.float64)
-    for pooled, labels in _pooled_batches(network, dataset, train, config, device, autocast, workers):
-        features = pooled.cpu().double()
-        sums.index_add_(0, labels, features)
-        counts.index_add_(0, labels, torch.ones(len(labels), dtype=torch.float64))
-        outer += features.T @ features
-    for tensor in (sums, counts, outer):
-        # gloo reduces on the CPU; with NCCL the sums take the way over the device.
-        tensor.copy_(workers.sum(tensor.to(device) if device.type == "cuda" else tensor))
-    means = sums / counts.clamp(min=1)[:, None]
-    covariance = (outer - (means.T * counts) @ means) / max(1.0, float(counts.sum()) - classes)
-    return Evidence(
-        epoch=epoch,
-        rows=rows,
-        logits=logits.numpy(),
-        class_means=means.float().numpy(),
-        covariance=covariance.float().numpy(),
-        counts=counts.long().numpy(),
-    )
+    network: DualBackbone
+    dataset: Dataset
+    config: TrainingConfig
+    device: torch.device
+    autocast: Callable[[], Any]
+    workers: Workers
+    tick: Callable[[], None]
 
+    def logits(self, rows: np.ndarray) -> Tensor:
+        """Logits of dataset rows, float32, (rows, K), in order, the same on every worker."""
+        parts = [self.network.classify_pooled(pooled).cpu().numpy() for pooled, _ in self._pooled_batches(rows)]
+        classes = self.network.classifier.out_features
+        part = np.concatenate(parts) if parts else np.zeros((0, classes), np.float32)
+        return torch.from_numpy(self.workers.gather(part, len(rows)))
 
-def _pooled_batches(
-    network: DualBackbone,
-    dataset: Dataset,
-    rows: np.ndarray,
-    config: TrainingConfig,
-    device: torch.device,
-    autocast: Callable[[], Any],
-    workers: Workers,
-):
-    """(pooled features float32 (N, C), labels int64 (N,)) of this worker's share of the rows."""
-    network.eval()
-    films = FilmDataset(dataset, rows, config.image_size)
-    memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
-    with torch.inference_mode():
-        for images, labels, _ in eval_batches(films, config.batch_size, workers.rank, workers.count):
-            inputs = to_input(images.to(device)).contiguous(memory_format=memory_format)
-            with autocast():
-                features = network.features(inputs)
-            yield network.pool(features), labels
+    def evidence(self, rows: np.ndarray, logits: Tensor, epoch: int) -> Evidence:
+        """The best epoch's evidence: given logits, and feature statistics measured on training images."""
+        train = self.dataset.rows("train")
+        if len(train) > FEATURE_IMAGES:
+            train = np.sort(np.random.default_rng(0).choice(train, FEATURE_IMAGES, replace=False))
+        classes, width = len(self.dataset.classes), self.network.feature_count
+        sums = torch.zeros(classes, width, dtype=torch.float64)
+        counts = torch.zeros(classes, dtype=torch.float64)
+        outer = torch.zeros(width, width, dtype=torch.float64)
+        for pooled, labels in self._pooled_batches(train):
+            features = pooled.cpu().double()
+            sums.index_add_(0, labels, features)
+            counts.index_add_(0, labels, torch.ones(len(labels), dtype=torch.float64))
+            outer += features.T @ features
+        for tensor in (sums, counts, outer):
+            # gloo reduces on the CPU; with NCCL the sums take the way over the device.
+            tensor.copy_(self.workers.sum(tensor.to(self.device) if self.device.type == "cuda" else tensor))
+        means = sums / counts.clamp(min=1)[:, None]
+        covariance = (outer - (means.T * counts) @ means) / max(1.0, float(counts.sum()) - classes)
+        return Evidence(
+            epoch=epoch,
+            rows=rows,
+            logits=logits.numpy(),
+            class_means=means.float().numpy(),
+            covariance=covariance.float().numpy(),
+            counts=counts.long().numpy(),
+        )
+
+    def _pooled_batches(self, rows: np.ndarray) -> Iterator[tuple[Tensor, Tensor]]:
+        """(pooled features float32 (N, C), labels int64 (N,)) of this worker's share of the rows."""
+        self.network.eval()
+        films = FilmDataset(self.dataset, rows, self.config.image_size)
+        memory_format = torch.channels_last if self.config.channels_last else torch.contiguous_format
+        with torch.inference_mode():
+            for images, labels, _ in eval_batches(films, self.config.batch_size, self.workers.rank, self.workers.count):
+                inputs = to_input(images.to(self.device)).contiguous(memory_format=memory_format)
+                with self.autocast():
+                    features = self.network.features(inputs)
+                yield self.network.pool(features), labels
+                self.tick()

@@ -6,7 +6,7 @@ import platform
 import subprocess
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -19,7 +19,17 @@ from cxr_ray.errors import ClusterError, ConfigError, CxrError, RunError
 from cxr_ray.experiment import Experiment, load_experiment
 from cxr_ray.paths import Location, locate
 from cxr_ray.progress import ProgressLine, progress
-from cxr_ray.training.run_folder import DatasetSummary, RunFolder, RunInfo, Status, best_row, now
+from cxr_ray.training.resume import check_name_free, choose_folder, sole_driver
+from cxr_ray.training.run_folder import (
+    EXPERIMENT_FILE,
+    DatasetSummary,
+    Replaced,
+    RunFolder,
+    RunInfo,
+    Status,
+    best_row,
+    now,
+)
 
 MAX_WORKER_FAILURES = 3
 _POLL_S = 0.5
@@ -84,7 +94,8 @@ def train(
     Raises:
         ConfigError: In the experiment.
         DataError: In the dataset.
-        RunError: The name is taken, there is nothing to resume, or training failed.
+        RunError: The name is taken, there is nothing to resume, another process is at work on the run, or
+            training failed.
         ClusterError: The cluster cannot be joined or cannot hold the workers.
     """
     if workers < 0 or (cpus_per_worker is not None and cpus_per_worker < 1):
@@ -96,18 +107,21 @@ def train(
     check_batch(resolved.training.batch_size, len(dataset.rows("train")), max(1, workers))
     root = locate(storage)
     info = run_info(name or cluster.unique_name(resolved.name), resolved, dataset, workers=workers)
-    folder = _choose_folder(root, info, name, resume)
+    folder = choose_folder(root, info, name, resume)
     per_worker = _prepare_cluster(workers, gpu, address, cpus_per_worker, dataset.uri, root)
-    if not folder.exists():
-        folder.write_info(info)
-    if (status := folder.status()) is not None and status.state in ("finished", "stopped"):
+    folder.location.make_dir()
+    with sole_driver(folder.location, [folder]):
+        if not resume:
+            check_name_free(folder.location, EXPERIMENT_FILE)  # again: now nobody else can take it
+            folder.write_info(info)
+        if (status := folder.status()) is not None and status.state in ("finished", "stopped"):
+            return _result(folder)
+        with progress(f"Training {folder.location.name}", resolved.training.epochs, quiet=quiet) as line:
+            if workers == 0:
+                _train_here(resolved, dataset, folder, gpu, line)
+            else:
+                _train_on_ray(folder, dataset.uri, workers, per_worker, line)
         return _result(folder)
-    with progress(f"Training {folder.location.name}", resolved.training.epochs, quiet=quiet) as line:
-        if workers == 0:
-            _train_here(resolved, dataset, folder, gpu, line)
-        else:
-            _train_on_ray(folder, dataset.uri, workers, per_worker, line)
-    return _result(folder)
 
 
 def run_info(
@@ -146,16 +160,19 @@ def train_worker(job: dict[str, Any]) -> CxrError | None:
     import ray.train.torch
     import torch
 
+    from cxr_ray.training.inference import Workers
     from cxr_ray.training.loop import run_loop
 
     # Ray sets one thread a process; the worker may use what was reserved for it.
     torch.set_num_threads(job["threads"])
-    folder = RunFolder(locate(job["folder"]))
-    context = ray.train.get_context()
-    say = print if context.get_world_rank() == 0 else (lambda _text: None)
+    workers = Workers.current()
+    say = print if workers.is_first else (lambda _text: None)
     try:
-        dataset = open_dataset(job["dataset"])
-        run_loop(folder.info().experiment, dataset, folder, _TrainReporter(), ray.train.torch.get_device(), say)
+        with workers.together():  # a node may lack what the others have
+            folder = RunFolder(locate(job["folder"]))
+            experiment = folder.info().experiment
+            dataset = open_dataset(job["dataset"])
+        run_loop(experiment, dataset, folder, _TrainReporter(), ray.train.torch.get_device(), say)
     except CxrError as error:
         return error
     return None
@@ -213,7 +230,8 @@ def _train_on_ray(
         scaling_config=ScalingConfig(num_workers=workers, use_gpu="GPU" in per_worker, resources_per_worker=per_worker),
         run_config=RunConfig(
             name=folder.location.name,
-            storage_path=folder.location.uri.rsplit("/", 1)[0],
+            storage_path=folder.location.parent.path,
+            storage_filesystem=folder.location.filesystem,
             failure_config=FailureConfig(max_failures=MAX_WORKER_FAILURES),
             logging_config=LoggingConfig(log_level="ERROR"),
         ),
@@ -233,9 +251,11 @@ def _recording_end(folder: RunFolder) -> Iterator[None]:
         _write_end(folder, "interrupted", "interrupted from the keyboard")
         # Ray Train turns Ctrl-C into SystemExit.
         raise KeyboardInterrupt from stop
+    except Replaced:
+        raise  # the status is now somebody else's
     except Exception as error:
         known = cluster.find_cxr_error(error)
-        reason = known.problem if known else _first_line(error)
+        reason = known.problem if known else cluster.last_line(error)
         _write_end(folder, "failed", reason)
         if known:
             raise known from error
@@ -248,13 +268,9 @@ def _recording_end(folder: RunFolder) -> Iterator[None]:
 
 def _write_end(folder: RunFolder, state: str, reason: str) -> None:
     before = folder.status() or Status(state="running")
-    folder.write_status(before.model_copy(update={"state": state, "reason": reason}))
-
-
-def _first_line(error: BaseException) -> str:
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    # Ray puts the worker's own exception last.
-    return lines[-1].strip() if lines else type(error).__name__
+    # A disk that is full must not hide why the run ended.
+    with suppress(OSError):
+        folder.write_status(before.model_copy(update={"state": state, "reason": reason}))
 
 
 @contextmanager
@@ -286,85 +302,16 @@ def show_progress(folder: RunFolder, line: ProgressLine) -> None:
     done = status.epoch + (status.step / status.steps if status.steps else 0.0)
     note = ""
     try:
-        history = folder.history()
-    except CxrError:
-        history = []
+        history, metric = folder.history(), folder.info().experiment.training.metric
+    except (CxrError, OSError):  # only the display: the next look may succeed
+        history, metric = [], ""
     if history:
         last, best = history[-1], best_row(history) or history[-1]
-        metric = folder.info().experiment.training.metric
         note = (
             f"loss {last['train/loss']:.3f}  {metric} {last[metric]:.3f} "
             f"(best {best[metric]:.3f} at {best['epoch']})  {last['images_per_s']:.0f} images/s"
         )
     line.update(round(done, 2), note)
-
-
-def _choose_folder(storage: Location, info: RunInfo, name: str | None, resume: bool) -> RunFolder:
-    if resume and name is None:
-        return _check_same(_newest_unfinished(storage, info), info)
-    folder = RunFolder(storage.child(info.name))
-    if folder.exists():
-        if resume:
-            return _check_same(folder, info)
-        raise RunError(
-            "a run of this name exists",
-            where=folder,
-            next_step="Give --resume to continue it, or another --name",
-        )
-    if resume:
-        raise RunError("there is no run of this name to resume", where=folder, next_step="Leave out --resume")
-    return folder
-
-
-def _newest_unfinished(storage: Location, info: RunInfo) -> RunFolder:
-    candidates = []
-    for child in storage.children():
-        folder = RunFolder(storage.child(child))
-        if not folder.exists():
-            continue
-        other, status = folder.info(), folder.status()
-        if other.experiment.name == info.experiment.name and (status is None or status.can_resume):
-            candidates.append((other.created, folder))
-    if not candidates:
-        names = ", ".join(name for name in storage.children() if RunFolder(storage.child(name)).exists())
-        raise RunError(
-            f"there is no unfinished run of experiment '{info.experiment.name}' (runs here: {names or 'none'})",
-            where=storage,
-            next_step="Name a run with --name, or leave out --resume",
-        )
-    return max(candidates, key=lambda candidate: candidate[0])[1]
-
-
-def _check_same(folder: RunFolder, info: RunInfo) -> RunFolder:
-    """A run may only be continued as what it was."""
-    before = folder.info()
-    if before.dataset.fingerprint != info.dataset.fingerprint:
-        raise RunError(
-            f"was trained on dataset {before.dataset.name} ({before.dataset.fingerprint}), "
-            f"not on {info.dataset.name} ({info.dataset.fingerprint})",
-            where=folder,
-            next_step="Resume with the same --data, or start a run of another --name",
-        )
-    if before.experiment_fingerprint != info.experiment_fingerprint:
-        changes = differences(before.experiment.model_dump(), info.experiment.model_dump())
-        raise RunError(
-            f"was made with other settings: {'; '.join(changes)}",
-            where=folder,
-            next_step="Resume with the same settings, or start a run of another --name",
-        )
-    return folder
-
-
-def differences(before: dict[str, Any], after: dict[str, Any], prefix: str = "") -> list[str]:
-    """What changed between two nested mappings, ``a.b: 1 -> 2`` each."""
-    changes = []
-    for key in sorted({*before, *after}):
-        old, new = before.get(key), after.get(key)
-        if isinstance(old, dict) and isinstance(new, dict):
-            changes += differences(old, new, f"{prefix}{key}.")
-        elif old != new:
-            changes.append(f"{prefix}{key}: {old} -> {new}")
-    return changes
 
 
 def _result(folder: RunFolder) -> TrainResult:

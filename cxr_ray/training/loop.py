@@ -6,7 +6,7 @@ import json
 import math
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -23,11 +23,12 @@ from cxr_ray.metrics.classification import classification_metrics
 from cxr_ray.model.dual_backbone import DualBackbone, build_network
 from cxr_ray.model.losses import ClassificationLoss, build_loss
 from cxr_ray.model.optimization import build_optimizer, learning_rate_at
-from cxr_ray.training.checkpoints import newest_checkpoint, prune_checkpoints, save_checkpoint
-from cxr_ray.training.inference import Workers, collect_evidence, predict_rows
-from cxr_ray.training.run_folder import Evidence, RunFolder, Status, evidence_table
+from cxr_ray.training.checkpoints import load_checkpoint, newest_checkpoint, prune_checkpoints, save_checkpoint
+from cxr_ray.training.inference import Inference, Workers
+from cxr_ray.training.run_folder import Evidence, Replaced, RunFolder, Status, evidence_table
 
-_STATUS_INTERVAL_S = 1.0
+# Remote storage is told less often: every request is one that somebody pays for.
+_STATUS_INTERVAL_S, _REMOTE_STATUS_INTERVAL_S = 1.0, 10.0
 
 
 class Reporter(Protocol):
@@ -72,6 +73,7 @@ def run_loop(
 
     Raises:
         RunError: The loss is no longer a number.
+        Replaced: Somebody else started the loop in this folder after this one.
     """
     return _Loop(experiment, dataset, folder, reporter, device, say).run()
 
@@ -92,6 +94,8 @@ class _Loop:
         self.workers = Workers.current()
         self.progress = Progress()
         self.history: list[dict[str, Any]] = []
+        self.attempt, self.replaced = 0, False
+        self.step, self.steps = 0, 0
         self._status_written = 0.0
         torch.manual_seed(experiment.seed)
         self.network = build_network(experiment.network, len(dataset.classes))
@@ -99,6 +103,9 @@ class _Loop:
         self.network.to(device).to(memory_format=memory_format)
         self.memory_format = memory_format
         self.autocast = _autocast(self.config.precision, device)
+        self.inference = Inference(
+            self.network, dataset, self.config, device, self.autocast, self.workers, self._sign_of_life
+        )
         self.train_rows = dataset.rows("train")
         self.sampler = TrainSampler(
             len(self.train_rows), self.config.batch_size, self.workers.rank, self.workers.count, experiment.seed
@@ -110,6 +117,7 @@ class _Loop:
         self.loader = train_loader(films, self.sampler, self.config.loader_processes, pin_memory=device.type == "cuda")
 
     def run(self) -> Status:
+        self._begin()
         self._resume()
         # After resuming: wrapping broadcasts the first worker's weights to the others.
         model = self._distributed()
@@ -132,12 +140,25 @@ class _Loop:
         # by the first worker's at every step.
         return DistributedDataParallel(self.network, device_ids=ids, broadcast_buffers=False)
 
+    def _begin(self) -> None:
+        """Say that the run goes on, which also tells a loop that is still at work here to stop."""
+        if self.workers.is_first:
+            before = self.folder.status() or Status(state="running")
+            self.attempt = before.attempt + 1
+            update = {"state": "running", "reason": "", "attempt": self.attempt}
+            self.folder.write_status(before.model_copy(update=update))
+
     def _resume(self) -> None:
-        epoch, state, skipped = newest_checkpoint(self.folder.location)
+        epoch, state, skipped = newest_checkpoint(self.folder.location) if self.workers.is_first else (0, None, [])
         for torn in skipped:
             self.say(f"skipped checkpoint {torn}: its checksums do not verify")
-        if state is None:
+        epoch = self.workers.from_first(epoch)
+        if epoch == 0:
             return
+        state = state or load_checkpoint(self.folder.location, epoch)
+        if state is None:
+            # A shared file system may show it late on other nodes; Ray starts the workers again.
+            raise OSError(f"{self.folder}: checkpoint {epoch} cannot be read on every node")
         self.network.load_state_dict(state["network"])
         self.optimizer.load_state_dict(state["optimizer"])
         stored = state["evidence"]
@@ -172,9 +193,10 @@ class _Loop:
         row["score"] = sign * self.progress.best_score
         row["seconds"] = round(time.perf_counter() - started, 3)
         self.history.append(row)
-        if self.workers.is_first:
-            self._save(is_best)
-        self.workers.barrier()
+        self.step, self.steps = 0, 0
+        with self.workers.together():
+            if self.workers.is_first:
+                self._save(is_best)
         return row
 
     def _train_epoch(self, model: nn.Module, epoch: int) -> dict[str, float]:
@@ -191,7 +213,8 @@ class _Loop:
             waited += time.perf_counter() - ready
             rate = learning_rate_at(self.experiment.optimization, epoch * steps + step, steps, self.config.epochs)
             total += self._step(model, images, labels, rate)
-            self._tick(step + 1, steps)
+            self.step, self.steps = step + 1, steps
+            self._sign_of_life()
             ready = time.perf_counter()
         seconds = time.perf_counter() - started
         loss = self.workers.sum(total).item() / steps
@@ -225,22 +248,12 @@ class _Loop:
 
     def _predict(self, split: str) -> tuple[np.ndarray, Tensor]:
         rows = self.dataset.rows(split)
-        logits = predict_rows(self.network, self.dataset, rows, self.config, self.device, self.autocast, self.workers)
-        return rows, logits
+        return rows, self.inference.logits(rows)
 
     def _evidence(self, val: tuple[np.ndarray, Tensor]) -> Evidence:
         calibration = self._predict("calibration")
-        return collect_evidence(
-            self.network,
-            self.dataset,
-            np.concatenate([val[0], calibration[0]]),
-            torch.cat([val[1], calibration[1]]),
-            self.progress.best_epoch,
-            self.config,
-            self.device,
-            self.autocast,
-            self.workers,
-        )
+        rows = np.concatenate([val[0], calibration[0]])
+        return self.inference.evidence(rows, torch.cat([val[1], calibration[1]]), self.progress.best_epoch)
 
     def _score(self, row: dict[str, Any]) -> float:
         if self.config.metric not in row:
@@ -249,6 +262,12 @@ class _Loop:
         return -value if lower_is_better(self.config.metric) else value
 
     def _save(self, is_best: bool) -> None:
+        if self._is_replaced():
+            raise Replaced(
+                "another process has gone on with this run",
+                where=self.folder,
+                next_step="Nothing is lost: see how far it is with cxr-ray leaderboard",
+            )
         evidence = self.progress.evidence
         assert evidence is not None  # the first epoch is always the best so far
         stored = {"epoch": evidence.epoch} | {
@@ -274,15 +293,27 @@ class _Loop:
         patience = self.config.patience
         return patience is not None and self.progress.epoch - self.progress.best_epoch >= patience
 
-    def _tick(self, step: int, steps: int) -> None:
-        if time.monotonic() - self._status_written >= _STATUS_INTERVAL_S:
-            self._write_status(Status(state="running", step=step, steps=steps))
+    def _sign_of_life(self) -> None:
+        interval = _STATUS_INTERVAL_S if self.folder.location.is_local else _REMOTE_STATUS_INTERVAL_S
+        if time.monotonic() - self._status_written >= interval:
+            # One that cannot be written is no reason to lose the epoch.
+            with suppress(OSError):
+                self._write_status(Status(state="running"))
+            self._status_written = time.monotonic()
 
     def _write_status(self, status: Status) -> None:
-        if self.workers.is_first:
-            update = {"epoch": self.progress.epoch, "epochs": self.config.epochs}
-            self.folder.write_status(status.model_copy(update=update))
-            self._status_written = time.monotonic()
+        if not self.workers.is_first or self._is_replaced():
+            return
+        update = {"epoch": self.progress.epoch, "epochs": self.config.epochs, "attempt": self.attempt}
+        self.folder.write_status(status.model_copy(update=update | {"step": self.step, "steps": self.steps}))
+        self._status_written = time.monotonic()
+
+    def _is_replaced(self) -> bool:
+        """Whether the loop was started again here: workers outlive a killed driver or a lost node by a moment."""
+        if not self.replaced:
+            status = self.folder.status()
+            self.replaced = status is not None and status.attempt > self.attempt
+        return self.replaced
 
 
 def _seed(*parts: int) -> int:

@@ -80,6 +80,7 @@ class Status(BaseModel):
         epoch: Epochs completed.
         step: Steps done of the running epoch, of `steps`.
         heartbeat: Unix time of the last sign of life.
+        attempt: How often the loop has been started in this folder.
     """
 
     model_config = ConfigDict(extra="ignore", frozen=True)
@@ -91,6 +92,7 @@ class Status(BaseModel):
     step: int = 0
     steps: int = 0
     heartbeat: float = 0.0
+    attempt: int = 0
 
     @property
     def is_silent(self) -> bool:
@@ -99,6 +101,10 @@ class Status(BaseModel):
     @property
     def can_resume(self) -> bool:
         return self.state in ("running", "interrupted", "failed")
+
+
+class Replaced(RunError):
+    """The loop was started again in this folder by somebody else, who goes on in this one's place."""
 
 
 @dataclass(frozen=True)

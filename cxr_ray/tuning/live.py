@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from ray.tune import Callback
@@ -47,7 +47,7 @@ class LiveView:
         if status.state == "running":
             reason = f"by the {self._space.scheduler.kind} scheduler after epoch {status.epoch}"
             status = status.model_copy(update={"state": "stopped", "reason": reason})
-            folder.write_status(status)
+            _write(folder, status)
         self._note_end(trial_id, status)
 
     def died(self, trial_id: str, error: str) -> None:
@@ -55,8 +55,7 @@ class LiveView:
         folder = RunFolder(self._location.child(f"trial_{trial_id}"))
         status = folder.status() or Status(state="running")
         status = status.model_copy(update={"state": "failed", "reason": error})
-        folder.location.make_dir()
-        folder.write_status(status)
+        _write(folder, status)
         self._note_end(trial_id, status)
 
     def _note_end(self, trial_id: str, status: Status) -> None:
@@ -81,6 +80,13 @@ class LiveView:
             best = choose(self._scores, key=lambda trial: self._scores[trial])
             parts.append(f"best {self._space.metric} {self._scores[best]:.3f} (trial {best})")
         self._line.update(done, "  ".join(parts))
+
+
+def _write(folder: RunFolder, status: Status) -> None:
+    # What an event handler raises ends the whole tuning run.
+    with suppress(OSError):
+        folder.location.make_dir()
+        folder.write_status(status)
 
 
 # Tune pickles its callbacks into the run folder, and a terminal cannot be pickled, so they find it here.

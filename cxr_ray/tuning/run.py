@@ -3,24 +3,53 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel, ConfigDict
+
 from cxr_ray import cluster
 from cxr_ray.config import validate
 from cxr_ray.data.store import Dataset, open_dataset
-from cxr_ray.errors import RunError
+from cxr_ray.errors import CxrError, RunError
 from cxr_ray.experiment import Experiment
 from cxr_ray.paths import Location, locate
 from cxr_ray.progress import progress
-from cxr_ray.training.launch import differences, run_info
-from cxr_ray.training.run_folder import RunFolder, now
+from cxr_ray.training.launch import run_info
+from cxr_ray.training.resume import (
+    Candidate,
+    check_name_free,
+    check_same,
+    differences,
+    newest_unfinished,
+    sole_driver,
+)
+from cxr_ray.training.run_folder import DatasetSummary, RunFolder, now
 from cxr_ray.tuning.live import LiveView, show_on
 from cxr_ray.tuning.space import SPACE_FILE, Space, check_space, load_space
 from cxr_ray.tuning.trial import run_trial, trial_folder_name
 
 MAX_TRIAL_FAILURES = 2
+
+
+class _Space(BaseModel):
+    model_config = ConfigDict(extra="allow")
+
+    trials: int
+
+
+class _Description(BaseModel):
+    """The part of `space.json` that decides whether a run is continued."""
+
+    model_config = ConfigDict(extra="ignore")
+
+    space: _Space
+    base: dict[str, Any]
+    dataset: DatasetSummary
+    created: str
 
 
 @dataclass(frozen=True)
@@ -59,7 +88,8 @@ def tune(
     Raises:
         ConfigError: In the space or its base.
         DataError: In the dataset.
-        RunError: The name is taken, there is nothing to resume, or every trial failed.
+        RunError: The name is taken, there is nothing to resume, another process is at work on the run, or
+            every trial failed.
         ClusterError: The cluster cannot be joined or cannot hold a trial.
     """
     cluster.check_name(name)
@@ -71,34 +101,37 @@ def tune(
     root = locate(storage)
     location = root.child(name or cluster.unique_name(loaded.name))
     description = _describe(location.name, loaded, experiment, dataset)
-    if resume:
-        location = location if name else _newest_unfinished(root, loaded.name)
-        _check_same(location, description)
-    elif location.exists():
-        raise RunError(
-            "a run of this name exists", where=location, next_step="Give --resume to continue it, or another --name"
-        )
+    if not resume:
+        check_name_free(location, SPACE_FILE)
+    elif name is None:
+        candidates = list(_candidates(root, description))
+        location = newest_unfinished(candidates, f"space '{loaded.name}'", root)
+    else:
+        check_same(location, _changes(_read_description(location), description))
     cluster.connect(address)
     resources = {"CPU": loaded.resources.cpu, "GPU": loaded.resources.gpu}
     cluster.check_fits(1, {kind: amount for kind, amount in resources.items() if amount})
     cluster.check_readable(dataset.uri, "dataset")
     location.make_dir()
     cluster.check_readable(location.uri, "storage")
-    location.child(SPACE_FILE).write_json(description)
-    if resume:
-        _forget_unknown_trials(location)
-    with progress(f"Tuning {location.name}", loaded.trials, quiet=quiet) as line:
-        view = LiveView(line, location, loaded)
-        with show_on(view):
-            interrupted = _fit(location, loaded, experiment, dataset, resume)
-        view.refresh()
-    if interrupted:
-        raise KeyboardInterrupt
+    with sole_driver(location, _trial_folders(location)):
+        if resume:
+            _forget_unknown_trials(location)
+        else:
+            check_name_free(location, SPACE_FILE)  # again: now nobody else can take it
+            location.child(SPACE_FILE).write_json(description)
+        with progress(f"Tuning {location.name}", loaded.trials, quiet=quiet) as line:
+            view = LiveView(line, location, loaded)
+            with show_on(view), _recording_ends(location):
+                _fit(location, loaded, experiment, dataset, resume)
+            view.refresh()
+    if not _is_finished(location, description):
+        raise KeyboardInterrupt  # which Tune takes for itself
     return _result(location, view)
 
 
-def _fit(location: Location, space: Space, experiment: Experiment, dataset: Dataset, resume: bool) -> bool:
-    """Run Tune to its end; True if somebody interrupted it."""
+def _fit(location: Location, space: Space, experiment: Experiment, dataset: Dataset, resume: bool) -> None:
+    """Run Tune to its end, or until somebody interrupts it."""
     from ray import tune as ray_tune
 
     from cxr_ray.tuning.live import TrialEvents
@@ -113,10 +146,15 @@ def _fit(location: Location, space: Space, experiment: Experiment, dataset: Data
     }
     resources = {"cpu": space.resources.cpu, "gpu": space.resources.gpu}
     trainable = ray_tune.with_resources(ray_tune.with_parameters(run_trial, job=job), resources)
-    if resume and ray_tune.Tuner.can_restore(location.uri):
-        tuner = ray_tune.Tuner.restore(location.uri, trainable=trainable, param_space=parameter_space(space))
+    if resume and ray_tune.Tuner.can_restore(location.path, location.filesystem):
+        tuner = ray_tune.Tuner.restore(
+            location.path,
+            trainable=trainable,
+            param_space=parameter_space(space),
+            storage_filesystem=location.filesystem,
+        )
     else:
-        slots = min(cluster.could_have(kind.upper()) // amount for kind, amount in resources.items() if amount)
+        slots = cluster.could_hold({kind.upper(): amount for kind, amount in resources.items()})
         tuner = ray_tune.Tuner(
             trainable,
             param_space=parameter_space(space),
@@ -124,20 +162,41 @@ def _fit(location: Location, space: Space, experiment: Experiment, dataset: Data
                 num_samples=space.trials,
                 search_alg=build_search(space),
                 scheduler=build_scheduler(space, experiment.training.epochs),
-                max_concurrent_trials=min(space.trials, int(slots)),
+                max_concurrent_trials=min(space.trials, slots),
                 trial_dirname_creator=trial_folder_name,
                 reuse_actors=True,
             ),
             run_config=ray_tune.RunConfig(
                 name=location.name,
-                storage_path=location.uri.rsplit("/", 1)[0],
+                storage_path=location.parent.path,
+                storage_filesystem=location.filesystem,
                 failure_config=ray_tune.FailureConfig(max_failures=MAX_TRIAL_FAILURES),
                 callbacks=[TrialEvents()],
                 verbose=0,
             ),
         )
-    results = tuner.fit()
-    return results.num_terminated + results.num_errors < space.trials
+    tuner.fit()
+
+
+@contextmanager
+def _recording_ends(location: Location) -> Iterator[None]:
+    """Say in one sentence why Tune failed, and write down that trials it left running were interrupted."""
+    try:
+        yield
+    except CxrError:
+        raise
+    except Exception as error:
+        raise cluster.find_cxr_error(error) or RunError(
+            f"tuning failed: {cluster.last_line(error)}",
+            where=location,
+            next_step=f"Finished trials and checkpoints are kept; continue with --name {location.name} --resume",
+        ) from error
+    finally:
+        with suppress(OSError):
+            for folder in _trial_folders(location):
+                if (status := folder.status()) is not None and status.state == "running":
+                    update = {"state": "interrupted", "reason": "the tuning run ended first"}
+                    folder.write_status(status.model_copy(update=update))
 
 
 def _describe(name: str, space: Space, experiment: Experiment, dataset: Dataset) -> dict[str, Any]:
@@ -154,22 +213,31 @@ def _describe(name: str, space: Space, experiment: Experiment, dataset: Dataset)
     }
 
 
-def _check_same(location: Location, description: dict[str, Any]) -> None:
+def _read_description(location: Location) -> dict[str, Any]:
     file = location.child(SPACE_FILE)
     if not file.exists():
-        raise RunError("there is no tuning run of this name to resume", where=location)
-    before = file.read_json()
-    changes = differences(
-        {key: before[key] for key in ("space", "base")}, {key: description[key] for key in ("space", "base")}
-    )
-    if before["dataset"]["fingerprint"] != description["dataset"]["fingerprint"]:
-        changes.append(f"dataset: {before['dataset']['fingerprint']} -> {description['dataset']['fingerprint']}")
-    if changes:
+        raise RunError("there is no tuning run of this name to resume", where=location, next_step="Leave out --resume")
+    try:
+        return _Description.model_validate(file.read_json()).model_dump()
+    except ValueError as error:
         raise RunError(
-            f"was made with other settings: {'; '.join(changes)}",
+            f"{SPACE_FILE} is damaged or was written by another version of cxr-ray",
             where=location,
-            next_step="Resume with the same space and data, or start a run of another --name",
-        )
+            next_step="Restore it from a copy, or start a run of another --name",
+        ) from error
+
+
+def _changes(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
+    """How two descriptions of tuning runs differ in what they compute."""
+
+    def described(description: dict[str, Any]) -> dict[str, Any]:
+        return {
+            "space": description["space"],
+            "base": description["base"],
+            "dataset": description["dataset"]["fingerprint"],
+        }
+
+    return differences(described(before), described(after))
 
 
 def _forget_unknown_trials(location: Location) -> None:
@@ -180,35 +248,39 @@ def _forget_unknown_trials(location: Location) -> None:
     snapshots = [name for name in location.children() if name.startswith("experiment_state-")]
     known: set[str] = set()
     if snapshots:
-        content = location.child(snapshots[-1]).read_json()
-        known = {json.loads(trial)["trial_id"] for trial, _ in content["trial_data"]}
-    for child in location.children():
-        if child.startswith("trial_") and child.removeprefix("trial_") not in known:
-            location.child(child).delete_dir()
+        snapshot = location.child(snapshots[-1])
+        try:
+            known = {json.loads(trial)["trial_id"] for trial, _ in snapshot.read_json()["trial_data"]}
+        except (ValueError, TypeError, KeyError) as error:
+            raise RunError(
+                "Tune's own notes are damaged, so it cannot go on with its trials",
+                where=snapshot,
+                next_step="Promote from the trials there are, or start a run of another --name",
+            ) from error
+    for folder in _trial_folders(location):
+        if folder.location.name.removeprefix("trial_") not in known:
+            folder.location.delete_dir()
 
 
-def _newest_unfinished(root: Location, space_name: str) -> Location:
-    candidates = []
-    for child in root.children():
-        location = root.child(child)
-        if not location.child(SPACE_FILE).exists():
+def _candidates(root: Location, description: dict[str, Any]) -> Iterator[Candidate]:
+    for name in root.children():
+        location = root.child(name)
+        try:
+            if not location.child(SPACE_FILE).exists():
+                continue
+            other = _read_description(location)
+            unfinished = not _is_finished(location, other)
+            yield Candidate(location, other["created"], unfinished, _changes(other, description))
+        except (RunError, OSError):  # somebody else's trouble
             continue
-        description = location.child(SPACE_FILE).read_json()
-        if description["space"]["name"] == space_name and not _is_finished(location, description):
-            candidates.append((description["created"], location))
-    if not candidates:
-        names = ", ".join(name for name in root.children() if root.child(name, SPACE_FILE).exists())
-        raise RunError(
-            f"there is no unfinished run of space '{space_name}' (tuning runs here: {names or 'none'})",
-            where=root,
-            next_step="Name a run with --name, or leave out --resume",
-        )
-    return max(candidates, key=lambda candidate: candidate[0])[1]
+
+
+def _trial_folders(location: Location) -> list[RunFolder]:
+    return [RunFolder(location.child(name)) for name in location.children() if name.startswith("trial_")]
 
 
 def _is_finished(location: Location, description: dict[str, Any]) -> bool:
-    folders = [location.child(child) for child in location.children() if child.startswith("trial_")]
-    statuses = [RunFolder(folder).status() for folder in folders]
+    statuses = [folder.status() for folder in _trial_folders(location)]
     ended = [status for status in statuses if status and status.state in ("finished", "stopped", "failed")]
     return len(ended) >= description["space"]["trials"]
 

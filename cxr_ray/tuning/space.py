@@ -25,7 +25,7 @@ class Parameter(BaseModel):
         integer: Written ``int``: a whole number from the first to the second, both included.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, serialize_by_alias=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, serialize_by_alias=True, allow_inf_nan=False)
 
     choice: list[Any] | None = None
     uniform: tuple[float, float] | None = None
@@ -78,7 +78,7 @@ class SchedulerConfig(BaseModel):
 class Resources(BaseModel):
     """What Ray reserves for a trial; a fraction of a GPU shares it without isolating memory."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     cpu: float = Field(default=1, gt=0)
     gpu: float = Field(default=0, ge=0)
@@ -105,7 +105,7 @@ class Space(BaseModel):
     base: str
     metric: str = "val/macro_f1"
     trials: int = Field(default=16, ge=1)
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, lt=2**32)
     overrides: dict[str, Any] = Field(default_factory=dict)
     parameters: dict[str, Parameter] = Field(min_length=1)
     scheduler: SchedulerConfig = SchedulerConfig()
@@ -125,7 +125,7 @@ def load_space(path: str | Path) -> tuple[Space, Experiment]:
             experiment's schema, or a value in its range is not allowed there.
     """
     path = Path(path)
-    if not path.is_file():
+    if not path.exists():
         raise ConfigError(
             "there is no such file", where=path, next_step="Name a YAML file such as tune_spaces/smoke.yaml"
         )

@@ -9,7 +9,7 @@ from cxr_ray.errors import CxrError
 from cxr_ray.experiment import Experiment, load_experiment
 from cxr_ray.paths import locate
 from cxr_ray.training.launch import run_info
-from cxr_ray.training.run_folder import RunFolder, Status
+from cxr_ray.training.run_folder import Replaced, RunFolder, Status
 
 
 class _TuneReporter:
@@ -58,6 +58,8 @@ def run_trial(config: dict[str, Any], job: dict[str, Any]) -> None:
             folder.write_info(info)
         device = torch.device("cuda" if job["gpu"] else "cpu")
         run_loop(experiment, dataset, folder, _TuneReporter(), device)
+    except Replaced:
+        raise  # the status is now somebody else's
     except Exception as error:
         reason = error.problem if isinstance(error, CxrError) else f"{type(error).__name__}: {error}"
         folder.location.make_dir()

@@ -34,6 +34,20 @@ def train_arguments(phantoms, storage: Path, epochs: int, *more: str) -> list[st
     return ["train", "tiny", "--data", str(phantoms.root), "--storage", str(storage), "--name", "run", *sets, *more]
 
 
+def tune_arguments(phantoms, storage: Path, trials: int, epochs: int) -> list[str | Path]:
+    overrides = {key: yaml.safe_load(value) for key, value in (option.split("=") for option in OPTIONS)}
+    space = {
+        "base": "tiny",
+        "trials": trials,
+        "overrides": overrides | {"training.epochs": epochs},
+        "parameters": {"augment.exposure": {"uniform": [0, 1]}},
+        "scheduler": {"kind": "none"},
+    }
+    file = storage / "space.yaml"
+    file.write_text(yaml.safe_dump(space))
+    return ["tune", file, "--data", phantoms.root, "--storage", storage, "--name", "run", "--quiet"]
+
+
 def wait_until(condition: Callable[[], bool], process: subprocess.Popen[str], seconds: float = 150) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
@@ -98,6 +112,26 @@ def test_a_killed_training_run_is_continued_by_the_same_command_with_resume(phan
     assert (run / "history.jsonl").read_text().splitlines()[: done - 1] == first_rows
 
 
+def test_a_second_driver_is_refused_until_the_first_is_gone(phantoms, tmp_path):
+    arguments = train_arguments(phantoms, tmp_path, 60, "--workers", "0", "--set", "training.loader_processes=1")
+    process = start(*arguments)
+    run = tmp_path / "run"
+    wait_until(lambda: len(epochs_in(run)) >= 2, process)
+    second = start(*arguments, "--resume")
+    output, _ = second.communicate(timeout=90)
+    assert (second.returncode, "Traceback" in output) == (2, False)
+    assert f"{run}: another process is at work on this run" in output
+    assert process.poll() is None
+    # The driver alone, with the processes that it started left behind: they must not hold the run.
+    process.kill()
+    process.wait()
+    assert process.stdout is not None
+    process.stdout.close()
+    assert 2 <= len(epochs_in(run)) < 60
+    finish(start(*arguments, "--resume"))
+    assert epochs_in(run) == list(range(1, 61))
+
+
 def test_ctrl_c_ends_training_cleanly_and_says_how_to_go_on(phantoms, tmp_path):
     process = start(*train_arguments(phantoms, tmp_path, 500, "--workers", "1"))
     run = tmp_path / "run"
@@ -110,21 +144,27 @@ def test_ctrl_c_ends_training_cleanly_and_says_how_to_go_on(phantoms, tmp_path):
     assert json.loads((run / "status.json").read_text())["state"] == "interrupted"
 
 
+def test_ctrl_c_ends_tuning_with_its_trials_interrupted_and_resumable(phantoms, tmp_path):
+    arguments = tune_arguments(phantoms, tmp_path, trials=2, epochs=90)
+    process = start(*arguments)
+    run = tmp_path / "run"
+    wait_until(lambda: len(list(run.glob("trial_*/history.jsonl"))) >= 1, process)
+    time.sleep(6)  # Tune writes its own state every five seconds
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=90)
+    assert (process.returncode, "Traceback" in output) == (130, False), output
+    assert "--resume" in output
+    states = {json.loads(file.read_text())["state"] for file in run.glob("trial_*/status.json")}
+    assert states == {"interrupted"}
+    before = {file: file.read_text().splitlines() for file in run.glob("trial_*/history.jsonl")}
+    finish(start(*arguments, "--resume"))
+    assert {len(epochs_in(folder)) for folder in run.glob("trial_*")} == {90}
+    for file, rows in before.items():
+        assert file.read_text().splitlines()[: len(rows)] == rows
+
+
 def test_a_killed_tuning_run_is_continued_with_finished_trials_kept(phantoms, tmp_path):
-    space = tmp_path / "space.yaml"
-    overrides = dict(option.split("=") for option in OPTIONS)
-    space.write_text(
-        yaml.safe_dump(
-            {
-                "base": "tiny",
-                "trials": 5,
-                "overrides": {key: yaml.safe_load(value) for key, value in overrides.items()} | {"training.epochs": 12},
-                "parameters": {"augment.exposure": {"uniform": [0, 1]}},
-                "scheduler": {"kind": "none"},
-            }
-        )
-    )
-    arguments = ["tune", space, "--data", phantoms.root, "--storage", tmp_path, "--name", "run", "--quiet"]
+    arguments = tune_arguments(phantoms, tmp_path, trials=5, epochs=12)
     process = start(*arguments)
     run = tmp_path / "run"
 

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
+from ray.train import RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+from ray.train.v2.api.exceptions import TrainingFailedError
 
 from cxr_ray.data.store import open_dataset
-from cxr_ray.errors import ClusterError, ConfigError, RunError
+from cxr_ray.errors import ClusterError, ConfigError, DataError, RunError
 from cxr_ray.training.checkpoints import newest_checkpoint
-from cxr_ray.training.launch import train
+from cxr_ray.training.launch import train, train_worker
 from cxr_ray.training.loop import network_of
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -34,11 +40,13 @@ def run(phantoms, storage, name, workers, *options):
 
 @pytest.fixture(scope="module")
 def two_workers(phantoms, tmp_path_factory):
-    """A run of two workers, its storage addressed by URI."""
-    return run(phantoms, f"file://{tmp_path_factory.mktemp('runs')}", "two", 2)
+    """A run of two workers, its storage addressed by a URI with an option."""
+    return run(phantoms, f"file://{tmp_path_factory.mktemp('runs')}?an=option", "two", 2)
 
 
 def test_two_workers_write_one_run(two_workers):
+    assert two_workers.folder.location.uri.endswith("/two?an=option")
+    assert {path.name for path in two_workers.folder.location.local.parent.iterdir()} == {"two"}
     assert two_workers.status.state == "finished"
     assert [row["epoch"] for row in two_workers.folder.history()] == [1, 2]
     assert two_workers.folder.predictions().num_rows == 10
@@ -81,6 +89,38 @@ def test_an_error_in_a_worker_comes_back_as_one_sentence(phantoms, tmp_path):
         run(phantoms, tmp_path, "wild", 1, "optimization.learning_rate=1e30", "optimization.clip_norm=1e30")
     assert "Traceback" not in str(raised.value)
     assert (tmp_path / "wild" / "status.json").read_text().count("failed") == 1
+
+
+def start_workers(run, phantoms, storage, changes):
+    """Two workers on a run, as `train` starts them; the second is given `changes`, as if on another node."""
+
+    def worker(job):
+        import ray.train
+
+        return train_worker(job | (changes if ray.train.get_context().get_world_rank() == 1 else {}))
+
+    trainer = TorchTrainer(
+        worker,
+        train_loop_config={"folder": str(run), "dataset": phantoms.uri, "threads": 1},
+        scaling_config=ScalingConfig(num_workers=2, resources_per_worker={"CPU": 1}),
+        run_config=RunConfig(name="workers", storage_path=str(storage)),
+    )
+    return trainer.fit().return_value
+
+
+def test_a_dataset_that_one_worker_lacks_ends_them_all_with_its_sentence(two_workers, phantoms, tmp_path):
+    run = two_workers.folder.location.local
+    error = start_workers(run, phantoms, tmp_path, {"dataset": "/not/on/this/node"})
+    assert isinstance(error, DataError)
+    assert "/not/on/this/node: there is no such dataset" in str(error)
+
+
+def test_workers_that_do_not_see_the_same_checkpoint_do_not_train_on(two_workers, phantoms, tmp_path):
+    run = Path(shutil.copytree(two_workers.folder.location.local, tmp_path / "run"))
+    late = Path(shutil.copytree(run, tmp_path / "late"))
+    shutil.rmtree(late / "checkpoint_000002")
+    with pytest.raises(TrainingFailedError, match="checkpoint 2 cannot be read on every node"):
+        start_workers(run, phantoms, tmp_path, {"folder": str(late)})
 
 
 def test_a_batch_too_small_for_the_workers_is_refused_before_ray_is_asked(phantoms, tmp_path):

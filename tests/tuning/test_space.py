@@ -59,6 +59,11 @@ def test_the_spaces_over_recall_weights_maximise_recall_at_a_precision():
         ({"parameters": {"augment.exposure": {"uniform": [0, 2]}}}, r"parameters\.augment\.exposure: 2\.0 is not"),
         ({"parameters": {"augment.exposure": {"uniform": [1, 0]}}}, r"lower end 1 must be below"),
         ({"parameters": {"augment.exposure": {"loguniform": [0, 1]}}}, r"loguniform needs ends above 0"),
+        ({"parameters": {"augment.exposure": {"loguniform": [-1, 1]}}}, r"loguniform needs ends above 0, got -1"),
+        ({"parameters": {"augment.exposure": {"uniform": [0, float("nan")]}}}, r"exposure\.uniform\.1: nan .* finite"),
+        ({"parameters": {"loss.focal_gamma": {"loguniform": [1, float("inf")]}}}, r"loguniform\.1: inf .* finite"),
+        ({"parameters": {"loss.focal_gamma": {"choice": [1, float("inf")]}}}, r"loss\.focal_gamma: inf .* finite"),
+        ({"resources": {"cpu": float("inf")}}, r"key resources\.cpu: inf is not allowed: .* finite"),
         ({"parameters": {"training.batch_size": {"uniform": [8, 64]}}}, r"training\.batch_size: 29\.\d+ is not"),
         ({"parameters": {"augment.exposure": {"uniform": [0, 1], "choice": [1]}}}, r"give exactly one of choice"),
         ({"overrides": {"augment.exposure": 0.5}}, r"is both fixed under overrides and searched"),
@@ -110,3 +115,14 @@ def test_files_that_are_not_yaml_or_not_there_are_named(tmp_path):
         load_space(tmp_path / "nothing.yaml")
     with pytest.raises(ConfigError, match=r"space\.yaml, line \d+: is not YAML"):
         load_space(write(tmp_path, "base: [\n"))
+    with pytest.raises(ConfigError, match=r"space\.yaml, line 2: .*the key 'base' stands here again, first on line 1"):
+        load_space(write(tmp_path, "base: tiny\nbase: reference\n"))
+    (tmp_path / "folder.yaml").mkdir()
+    with pytest.raises(ConfigError, match=r"folder\.yaml: cannot be read \(Is a directory\)"):
+        load_space(tmp_path / "folder.yaml")
+
+
+def test_a_range_may_be_written_with_exponents(tmp_path):
+    text = "base: tiny\nparameters: {optimization.learning_rate: {choice: [1e-3, 1e-2]}}\n"
+    space, _ = load_space(write(tmp_path, text))
+    assert space.parameters["optimization.learning_rate"].choice == [0.001, 0.01]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 import yaml
@@ -10,6 +12,7 @@ import yaml
 from cxr_ray.errors import RunError
 from cxr_ray.leaderboard.rows import read_leaderboard
 from cxr_ray.paths import locate
+from cxr_ray.training.resume import sole_driver
 from cxr_ray.training.run_folder import RunFolder
 from cxr_ray.tuning.run import tune
 
@@ -82,14 +85,70 @@ def test_the_leaderboard_reads_the_run(tuned):
     assert sum(row.status == "failed" for row in board.rows) == tuned.failed
 
 
-def test_a_name_in_use_is_refused_and_a_changed_space_is_not_resumed(tuned, space, phantoms, tmp_path):
+def test_a_name_in_use_is_refused_and_a_changed_space_is_not_resumed(tuned, space, phantoms):
     storage = tuned.location.local.parent
     with pytest.raises(RunError, match="a run of this name exists"):
         tune(space, phantoms, storage=storage, name="mixed", quiet=True)
     with pytest.raises(RunError, match=r"other settings: space\.trials: 4 -> 9"):
         tune(space, phantoms, storage=storage, name="mixed", trials=9, resume=True, quiet=True)
-    with pytest.raises(RunError, match=r"no unfinished run of space 'mixed' \(tuning runs here: mixed\)"):
+    with pytest.raises(RunError, match=r"no unfinished run of space 'mixed'.*: mixed \(finished\)"):
         tune(space, phantoms, storage=storage, resume=True, quiet=True)
+    with pytest.raises(RunError, match="there is no tuning run of this name to resume"):
+        tune(space, phantoms, storage=storage, name="nobody", resume=True, quiet=True)
+
+
+def copy_of(tuned, storage: Path) -> Path:
+    shutil.copytree(tuned.location.local, storage / "mixed")
+    return storage / "mixed"
+
+
+def test_a_run_that_another_driver_works_on_is_refused(tuned, space, phantoms, tmp_path):
+    run = copy_of(tuned, tmp_path)
+    before = sorted(path.name for path in run.iterdir())
+    with sole_driver(locate(run), []), pytest.raises(RunError, match="mixed: another process is at work on this run"):
+        tune(space, phantoms, storage=tmp_path, name="mixed", resume=True, quiet=True)
+    assert sorted(path.name for path in run.iterdir()) == before
+
+
+def test_resuming_leaves_the_runs_description_as_it_was(tuned, space, phantoms, tmp_path):
+    run = copy_of(tuned, tmp_path)
+    (run / "space.json").write_text((run / "space.json").read_text() + "\n")
+    before = (run / "space.json").read_text()
+    tune(space, phantoms, storage=tmp_path, name="mixed", resume=True, quiet=True)
+    assert (run / "space.json").read_text() == before
+
+
+def test_damaged_descriptions_and_notes_are_named_and_delete_nothing(tuned, space, phantoms, tmp_path):
+    run = copy_of(tuned, tmp_path)
+    trials = sorted(path.name for path in run.glob("trial_*"))
+    notes = sorted(run.glob("experiment_state-*.json"))[-1]
+    whole, pickled = notes.read_text(), (run / "tuner.pkl").read_bytes()
+    (run / "tuner.pkl").write_bytes(pickled[:100])
+    with pytest.raises(RunError, match=r"mixed: tuning failed: .*\. Finished trials and checkpoints are kept"):
+        tune(space, phantoms, storage=tmp_path, name="mixed", resume=True, quiet=True)
+    notes.write_text(whole[:100])
+    with pytest.raises(RunError, match=rf"{notes.name}: Tune's own notes are damaged"):
+        tune(space, phantoms, storage=tmp_path, name="mixed", resume=True, quiet=True)
+    for damaged in ("{", "{}", "[]"):
+        (run / "space.json").write_text(damaged)
+        with pytest.raises(RunError, match=r"mixed: space\.json is damaged"):
+            tune(space, phantoms, storage=tmp_path, name="mixed", resume=True, quiet=True)
+    with pytest.raises(RunError, match="the runs here are: none"):
+        tune(space, phantoms, storage=tmp_path, resume=True, quiet=True)
+    assert sorted(path.name for path in run.glob("trial_*")) == trials
+
+
+def test_remote_storage_holds_a_run_like_a_local_one(space, phantoms, tmp_path):
+    content = SPACE | {"overrides": SPACE["overrides"] | {"training.epochs": 1}, "trials": 2}
+    content["parameters"] = {"augment.exposure": {"uniform": [0, 1]}}
+    path = tmp_path / "far.yaml"
+    path.write_text(yaml.safe_dump(content))
+    storage = f"fsspec+file://{tmp_path}/runs"
+    (tmp_path / "runs").mkdir()
+    assert tune(path, phantoms, storage=storage, name="far", quiet=True).trials == 2
+    assert len(list((tmp_path / "runs" / "far").glob("trial_*/history.jsonl"))) == 2
+    # Tune's notes lie beside the trials, so that it can be continued.
+    assert tune(path, phantoms, storage=storage, name="far", resume=True, quiet=True).trials == 2
 
 
 def test_the_run_describes_its_search(tuned, phantoms):
