@@ -221,7 +221,7 @@ def _state(status: Status | None, epochs: int) -> tuple[str, str]:
 
 
 def _not_a_run(location: Location) -> RunError:
-    storage = locate(location.uri.rstrip("/").rsplit("/", 1)[0] or "/")
+    storage = location.parent
     if not location.exists():
         beside = _runs_in(storage)
         hint = did_you_mean(location.name, beside)
