@@ -22,7 +22,7 @@ from cxr_ray.data.decode import MAX_PIXELS, decode_bytes, decode_file
 from cxr_ray.data.loader import to_input
 from cxr_ray.data.resize import Fit, fit_square
 from cxr_ray.data.store import file_sha256
-from cxr_ray.errors import BundleError, DecodeError
+from cxr_ray.errors import BundleError, DecodeError, did_you_mean
 from cxr_ray.explanation.cam import class_maps
 from cxr_ray.explanation.overlay import overlay
 from cxr_ray.metrics.calibration import Calibration
@@ -222,7 +222,8 @@ class Bundle:
     def class_index(self, name: str) -> int:
         """Number of a class. Raises BundleError naming the classes there are."""
         if name not in self.classes:
-            raise BundleError(f"there is no class '{name}'; the bundle knows {', '.join(self.classes)}")
+            hint = did_you_mean(name, self.classes)
+            raise BundleError(f"there is no class '{name}'{hint}; the bundle knows {', '.join(self.classes)}")
         return self.classes.index(name)
 
     def decide(self, probabilities_nk: Tensor) -> Tensor:
@@ -254,6 +255,12 @@ def load_bundle(path: str | os.PathLike[str] | Location, device: str = "cpu") ->
     """
     location = locate(path)
     if not location.child(SUMS_FILE).exists():
+        if location.child(INFO_FILE).exists():
+            raise BundleError(
+                f"'{SUMS_FILE}' is missing, so nothing here can be verified",
+                where=location,
+                next_step="Copy the bundle again from where it was made, or promote the run again",
+            )
         raise BundleError(
             "there is no bundle here" if location.exists() else "there is no such folder",
             where=location,

@@ -87,7 +87,7 @@ def _decode_picture(content: bytes, max_pixels: int) -> DecodedImage:
     try:
         image = Image.open(io.BytesIO(content), formats=IMAGE_FORMATS)
     except Image.DecompressionBombError as error:
-        raise DecodeError(f"has more than {max_pixels:,} pixels", code="too_many_pixels") from error
+        raise DecodeError(f"has more than the {max_pixels:,} pixels allowed", code="too_many_pixels") from error
     except Exception as error:
         # Pillow's readers raise many types (struct.error, SyntaxError, ValueError ...) on foreign bytes.
         raise DecodeError(

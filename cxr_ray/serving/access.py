@@ -26,6 +26,11 @@ class Gate:
     def __init__(self, keys: Iterable[str]) -> None:
         self._digests = [_digest(key) for key in keys]
 
+    @property
+    def needs_key(self) -> bool:
+        """Whether requests must carry one."""
+        return bool(self._digests)
+
     async def check(self, request: Request) -> None:
         """Judge a request by its headers, before its body is read.
 

@@ -15,7 +15,10 @@ FILE_FIELD = "file"
 _FORM = b"multipart/form-data"
 _RAW = (b"application/octet-stream", b"application/dicom")
 _MAX_PARTS = 20  # a film comes in a form with one part; thousands of tiny ones only burn time
-_HOW = f"Send it as a multipart form with the field '{FILE_FIELD}': curl -F {FILE_FIELD}=@film.png URL"
+_HOW = (
+    f"Send it as a multipart form with the field '{FILE_FIELD}': curl -F {FILE_FIELD}=@film.png URL; or by itself: "
+    "curl -H 'Content-Type: application/octet-stream' --data-binary @film.png URL"
+)
 
 # Described by hand, because the body is read by hand: what FastAPI's own form parsing would do is spool films
 # to the disk, where patients' pictures have no business.
@@ -37,6 +40,8 @@ UPLOAD_DESCRIPTION = {
                 }
             },
             "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
+            "application/dicom": {"schema": {"type": "string", "format": "binary"}},
+            "image/*": {"schema": {"type": "string", "format": "binary"}},
         },
     }
 }
@@ -87,6 +92,8 @@ def extract_file(body: bytes, content_type: str | None) -> bytes:
         content = _from_form(body, options.get(b"boundary", b""))
     elif not kind or kind in _RAW or kind.startswith(b"image/"):
         content = body
+        if not body:
+            raise Problem(422, "empty", f"The request has no film in it (0 bytes). {_HOW}")
     else:
         name = kind.decode("latin-1")[:80]
         raise Problem(415, "unsupported_media_type", f"A film cannot come as '{name}'. {_HOW}")

@@ -1,4 +1,7 @@
-"""Every error of the HTTP interface in one shape: RFC 9457 problem details with a stable code."""
+"""Every error of the application in one shape: RFC 9457 problem details with a stable code.
+
+What Ray Serve's proxy answers in its place (429 when too much waits, 408 when it takes too long) is plain text.
+"""
 
 from __future__ import annotations
 
@@ -73,9 +76,13 @@ def _http_error(request: Request, error: Exception) -> Response:
     status = HTTPStatus(error.status_code)
     detail = {
         404: f"There is nothing at {request.url.path}; /openapi.json lists what there is.",
-        405: f"{request.url.path} does not answer {request.method}.",
+        405: f"{request.url.path} does not answer {request.method}; it answers {_allowed(error)}.",
     }.get(error.status_code, str(error.detail))
     return Problem(status.value, status.name.lower(), detail, error.headers).response()
+
+
+def _allowed(error: HTTPException) -> str:
+    return (error.headers or {}).get("Allow", "other methods")
 
 
 def _invalid_parameter(_request: Request, error: Exception) -> Response:

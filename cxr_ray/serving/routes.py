@@ -8,12 +8,13 @@ from typing import Annotated, Any
 from urllib.parse import quote
 
 import numpy as np
-from fastapi import APIRouter, Depends, FastAPI, Query, Request
+from fastapi import APIRouter, Depends, FastAPI, Query, Request, Security
+from fastapi.security import APIKeyHeader, HTTPBearer
 from starlette.responses import Response
 
 import cxr_ray
 from cxr_ray.bundle import Bundle, Explanation, Prediction
-from cxr_ray.errors import BundleError, DecodeError
+from cxr_ray.errors import BundleError, DecodeError, did_you_mean
 from cxr_ray.serving.access import Gate
 from cxr_ray.serving.intake import UPLOAD_DESCRIPTION, extract_file, read_body
 from cxr_ray.serving.predictor import Answer, Predictor, Question
@@ -28,16 +29,44 @@ ClassName = Annotated[
 Opacity = Annotated[
     float, Query(ge=0, le=1, allow_inf_nan=False, description="Of the hottest place of the heatmap, 0 to 1")
 ]
-_PROBLEMS: dict[int | str, dict[str, Any]] = {
-    status: {"model": ProblemDetails, "description": text}
-    for status, text in {
-        400: "The form is damaged",
+
+
+def _problems(texts: dict[int, str]) -> dict[int | str, dict[str, Any]]:
+    return {status: {"model": ProblemDetails, "description": text} for status, text in texts.items()}
+
+
+_REFUSED = _problems(
+    {
         401: "No valid API key",
+        403: "The server has no API keys and answers its own machine only",
+        500: "The server failed on this request",
+    }
+) | {
+    408: {"description": "Too slow an answer; from Ray Serve", "content": {"text/plain": {}}},
+    429: {"description": "Too many requests wait; Retry-After tells when to come again", "content": {"text/plain": {}}},
+}
+_PROBLEMS = _problems(
+    {
+        400: "The form is damaged",
         413: "Too many bytes or too many pixels",
         415: "Not a film",
         422: "Truncated or empty film, missing field, unknown class or parameter",
-    }.items()
-}
+    }
+)
+
+
+class _App(FastAPI):
+    """FastAPI, its description telling the media type that problems really have."""
+
+    def openapi(self) -> dict[str, Any]:
+        schema = super().openapi()
+        for operations in schema["paths"].values():
+            for operation in operations.values():
+                for status, response in operation["responses"].items():
+                    content = response.get("content", {})
+                    if int(status) >= 400 and "application/json" in content:
+                        content["application/problem+json"] = content.pop("application/json")
+        return schema
 
 
 def create_app(predictor: Predictor, ask: Ask, gate: Gate, *, max_upload_bytes: int) -> FastAPI:
@@ -51,9 +80,12 @@ def create_app(predictor: Predictor, ask: Ask, gate: Gate, *, max_upload_bytes: 
     """
     bundle = predictor.bundle
     # Without the interactive pages: they load scripts from a public CDN into a page that holds an API key.
-    app = FastAPI(title="cxr_ray", version=cxr_ray.__version__, docs_url=None, redoc_url=None)
+    app = _App(title="cxr_ray", version=cxr_ray.__version__, docs_url=None, redoc_url=None)
     install_handlers(app)
-    v1 = APIRouter(prefix="/v1", dependencies=[Depends(gate.check)])
+    # The gate itself judges keys; these two only tell the description of the interface where keys go.
+    schemes = [Security(HTTPBearer(auto_error=False)), Security(APIKeyHeader(name="X-API-Key", auto_error=False))]
+    dependencies = [Depends(gate.check), Depends(_know_parameters), *(schemes if gate.needs_key else [])]
+    v1 = APIRouter(prefix="/v1", dependencies=dependencies, responses=_REFUSED)
 
     async def film_of(request: Request) -> np.ndarray:
         body = await read_body(request, max_upload_bytes)
@@ -70,6 +102,7 @@ def create_app(predictor: Predictor, ask: Ask, gate: Gate, *, max_upload_bytes: 
         assert answer.explanation is not None
         return answer.explanation
 
+    @app.head("/healthz", include_in_schema=False)
     @app.get("/healthz")
     async def healthz() -> Health:
         """Whether this replica's model answers."""
@@ -138,6 +171,16 @@ def _prediction_answer(
         explained_class=explained_class,
         heatmap=heatmap,
     )
+
+
+async def _know_parameters(request: Request) -> None:
+    """Refuse parameters that mean nothing here: one that is misspelt would otherwise be as good as left out."""
+    allowed = [parameter.alias for parameter in request.scope["route"].dependant.query_params]
+    for name in request.query_params:
+        if name not in allowed:
+            known = f"allowed are {', '.join(allowed)}" if allowed else "none are allowed"
+            hint = did_you_mean(name, allowed)
+            raise Problem(422, "unknown_parameter", f"There is no parameter '{name}' here{hint}; {known}.")
 
 
 def _check_class(bundle: Bundle, name: str) -> None:

@@ -143,3 +143,50 @@ def test_the_description_lists_every_route_and_what_to_send(predictor: Predictor
     assert set(description["paths"]) == {"/healthz", "/v1/model", "/v1/predict", "/v1/explain"}
     body = description["paths"]["/v1/predict"]["post"]["requestBody"]["content"]
     assert "file" in body["multipart/form-data"]["schema"]["properties"]
+
+
+def test_the_description_tells_the_media_type_of_problems_and_where_keys_go(predictor: Predictor) -> None:
+    description = send(application(predictor, "key"), "GET", "/openapi.json").json()
+    for path in ("/v1/model", "/v1/predict", "/v1/explain"):
+        (operation,) = description["paths"][path].values()
+        assert list(operation["responses"]["401"]["content"]) == ["application/problem+json"]
+        assert list(operation["responses"]["429"]["content"]) == ["text/plain"]
+        schemes = [description["components"]["securitySchemes"][name] for way in operation["security"] for name in way]
+        assert {(scheme["type"], scheme.get("name")) for scheme in schemes} == {("http", None), ("apiKey", "X-API-Key")}
+    refused = send(application(predictor, "key"), "GET", "/v1/model")
+    assert refused.headers["content-type"] == "application/problem+json"
+    assert "security" not in send(application(predictor), "GET", "/openapi.json").text
+
+
+@pytest.mark.parametrize(
+    ("path", "detail"),
+    [
+        (
+            "/v1/predict?explian=true",
+            "no parameter 'explian' here (did you mean 'explain'?)",
+        ),
+        ("/v1/predict?explain=true&opacity=0.2", "no parameter 'opacity' here; allowed are explain, class"),
+        ("/v1/explain?class=covd", "no class 'covd' (did you mean 'covid'?)"),
+    ],
+)
+def test_a_misspelt_parameter_is_named_instead_of_ignored(
+    predictor: Predictor, films: dict[str, bytes], path: str, detail: str
+) -> None:
+    response = send(application(predictor), "POST", path, files={"file": films["PNG"]})
+    assert response.status_code == 422
+    assert detail in response.json()["detail"]
+
+
+def test_a_request_without_a_film_is_told_how_to_send_one(predictor: Predictor) -> None:
+    app = application(predictor)
+    for headers in ({}, {"Content-Type": "application/x-www-form-urlencoded"}):
+        detail = send(app, "POST", "/v1/predict", headers=headers).json()["detail"]
+        assert "-F file=@film.png" in detail
+        assert "--data-binary @film.png" in detail
+
+
+def test_a_wrong_method_is_told_the_right_one_and_probes_may_ask_for_the_head_alone(predictor: Predictor) -> None:
+    app = application(predictor)
+    assert send(app, "GET", "/v1/predict").json()["detail"] == "/v1/predict does not answer GET; it answers POST."
+    head = send(app, "HEAD", "/healthz")
+    assert (head.status_code, head.content) == (200, b"")
