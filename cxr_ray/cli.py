@@ -24,6 +24,7 @@ data_app = typer.Typer(
     name="data", help="Make datasets: import radiographs, or draw synthetic ones.", no_args_is_help=True
 )
 _INTERRUPTED = 130
+_LISTED_AT_MOST = 10
 _PARALLEL_FROM_BYTES = 200_000_000  # less is decoded before Ray has started
 
 Data = Annotated[str, typer.Option("--data", help="Dataset folder, local path or URI.")]
@@ -206,7 +207,13 @@ def explain_command(
     """Draw Grad-CAM heatmaps over films."""
     from cxr_ray.evaluation.explain import explain_files
 
-    explain_files(bundle, images, out, class_name=class_name, overwrite=overwrite, quiet=quiet)
+    done = explain_files(bundle, images, out, class_name=class_name, overwrite=overwrite, quiet=quiet)
+    for film in done.films[:_LISTED_AT_MOST]:
+        _say(f"{film.image}: {film.predicted} {film.probabilities[film.predicted]:.3f}, picture {film.picture}")
+    if len(done.films) > _LISTED_AT_MOST:
+        _say(f"and {len(done.films) - _LISTED_AT_MOST} more, listed in explanations.json")
+    if done.left_out:
+        _say(f"left out: {done.left_out} file(s) that are not images by name")
     _say(f"heatmaps: {out}")
 
 
@@ -235,7 +242,8 @@ def main() -> None:
         _fail(str(error), error.exit_code)
     except OSError as error:
         # Folders that cannot be written, disks that are full, storage that does not answer.
-        _fail(f"{error.filename or 'input or output'}: {error.strerror or error}", 2)
+        where = f"{error.filename}: " if error.filename else ""
+        _fail(f"{where}{error.strerror or error}. Check that the place exists, is writable and has room", 2)
     except Exception as error:
         if not _is_usage_error(error):
             raise

@@ -96,6 +96,22 @@ def test_addresses_are_not_taken_for_local_folders_to_import_into(tmp_path):
         assert f"{arguments[-1]}: is an address" in output
 
 
+def test_explain_tells_every_films_label_and_what_it_left_out(tmp_path, untrained_bundle):
+    folder = films(tmp_path / "films", per_class=6)
+    (folder / "normal" / "IM0001").write_bytes(b"a film by another name")
+    code, output = run("explain", untrained_bundle, folder, "--class", "covid", "--out", tmp_path / "out", "--quiet")
+    assert code == 0
+    assert len([line for line in output.splitlines() if ".png: " in line and ", picture " in line]) == 10
+    assert "and 2 more, listed in explanations.json" in output
+    assert "left out: 1 file(s) that are not images by name" in output
+
+
+def test_a_place_that_cannot_be_written_is_named():
+    code, output = run("data", "phantom", "/proc/nowhere", "--images", 40, "--size", 64, "--quiet")
+    assert code == 2
+    assert "/proc/nowhere" in output
+
+
 def test_a_missing_dataset_is_named_with_what_to_do(tmp_path):
     code, output = run("train", "tiny", "--data", tmp_path / "nowhere")
     assert code == 2

@@ -69,6 +69,7 @@ class Explanations(_Record):
         bundle: The bundle's id.
         bundle_name: Its name.
         films: In the order given.
+        left_out: Files in the folders given that are not images by name.
         notice: What such pictures must not be used for.
         folder: Where the pictures lie (not in the file).
     """
@@ -78,6 +79,7 @@ class Explanations(_Record):
     bundle: str
     bundle_name: str
     films: list[FilmExplanation]
+    left_out: int = 0
     notice: str = "For research use. Not a medical device. Each heatmap is scaled to its own brightest place."
     folder: str = Field(default="", exclude=True)
 
@@ -122,7 +124,7 @@ def explain_files(
     folder = free_folder(out, marker=EXPLANATIONS_FILE, contents=_former_contents, overwrite=overwrite)
     bundle = bundle if isinstance(bundle, Bundle) else load_bundle(bundle, best_device())
     classes = bundle.classes if class_name is None else [bundle.classes[bundle.class_index(class_name)]]
-    files = list_images(images)
+    files, left_out = list_images(images)
     with progress("Reading", len(files), quiet=quiet) as line:
         films = []
         bad: list[DecodeError] = []
@@ -151,14 +153,18 @@ def explain_files(
             bundle=bundle.id,
             bundle_name=bundle.info.name,
             films=done,
+            left_out=left_out,
             folder=folder.uri,
         )
         locate(partial / EXPLANATIONS_FILE).write_json(explanations.model_dump(mode="json"))
     return explanations
 
 
-def list_images(paths: Sequence[str | Path]) -> list[Path]:
+def list_images(paths: Sequence[str | Path]) -> tuple[list[Path], int]:
     """Files as given, and in place of each folder its images, sorted; each file once.
+
+    Returns:
+        The files, and how many others lie in the folders.
 
     Raises:
         ConfigError: Nothing was given.
@@ -167,11 +173,14 @@ def list_images(paths: Sequence[str | Path]) -> list[Path]:
     if not paths:
         raise ConfigError("no image was given", next_step="Name one or more image files, or a folder of them")
     files: list[Path] = []
+    left_out = 0
     for path in (Path(path).expanduser() for path in paths):
         if not path.is_dir():
             files.append(path)
             continue
-        found = [file for file in sorted(path.rglob("*")) if _is_image(file, path)]
+        visible = [file for file in sorted(path.rglob("*")) if _is_visible_file(file, path)]
+        found = [file for file in visible if file.suffix.lower() in SUFFIXES]
+        left_out += len(visible) - len(found)
         if not found:
             raise DataError(
                 f"holds no images (files named {', '.join(sorted(SUFFIXES))})",
@@ -179,7 +188,7 @@ def list_images(paths: Sequence[str | Path]) -> list[Path]:
                 next_step="Name the folder that holds the films, or the files themselves",
             )
         files += found
-    return list(dict.fromkeys(files))
+    return list(dict.fromkeys(files)), left_out
 
 
 def _former_contents(explanations: bytes) -> set[str]:
@@ -191,9 +200,8 @@ def _former_contents(explanations: bytes) -> set[str]:
     return {EXPLANATIONS_FILE} | {film.picture for film in films} | overlays
 
 
-def _is_image(file: Path, root: Path) -> bool:
-    hidden = any(part.startswith(".") for part in file.relative_to(root).parts)
-    return not hidden and file.suffix.lower() in SUFFIXES and file.is_file()
+def _is_visible_file(file: Path, root: Path) -> bool:
+    return file.is_file() and not any(part.startswith(".") for part in file.relative_to(root).parts)
 
 
 def _unreadable(errors: list[DecodeError], files: int) -> DecodeError:

@@ -22,6 +22,7 @@ from cxr_ray.paths import Location
 EXPERIMENT_FILE = "experiment.json"
 STATUS_FILE = "status.json"
 HISTORY_FILE = "history.jsonl"
+_RESTORE = "Restore it from a copy, promote another trial, or train again"
 PREDICTIONS_FILE = "predictions.parquet"
 FEATURE_STATS_FILE = "feature_stats.safetensors"
 SCHEMA_VERSION = 1
@@ -197,11 +198,11 @@ class RunFolder:
         """The best epoch's logits on val and calibration. Raises RunError where there are none."""
         file = self.location.child(PREDICTIONS_FILE)
         if not file.exists():
-            raise RunError("has no predictions yet: no epoch is complete", where=self)
+            raise RunError(f"{PREDICTIONS_FILE} is missing", where=self, next_step=_RESTORE)
         try:
             return pq.read_table(io.BytesIO(file.read_bytes()))
         except (OSError, pa.ArrowInvalid) as error:
-            raise RunError(f"{PREDICTIONS_FILE} is damaged ({error})", where=self) from error
+            raise RunError(f"{PREDICTIONS_FILE} is damaged ({error})", where=self, next_step=_RESTORE) from error
 
 
 def evidence_table(evidence: Evidence, manifest: pa.Table) -> pa.Table:

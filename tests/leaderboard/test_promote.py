@@ -195,7 +195,7 @@ def test_missing_or_torn_predictions_are_refused(training_run: Path, copied: Cop
     with pytest.raises(RunError, match=r"predictions\.parquet is damaged"):
         promote(run, out=tmp_path / "bundle")
     file.unlink()
-    with pytest.raises(RunError, match="has no predictions"):
+    with pytest.raises(RunError, match=r"predictions\.parquet is missing\. Restore it"):
         promote(run, out=tmp_path / "bundle")
 
 
