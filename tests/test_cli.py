@@ -109,7 +109,7 @@ def test_explain_tells_every_films_label_and_what_it_left_out(tmp_path, untraine
 def test_a_place_that_cannot_be_written_is_named():
     code, output = run("data", "phantom", "/proc/nowhere", "--images", 40, "--size", 64, "--quiet")
     assert code == 2
-    assert "/proc/nowhere" in output
+    assert "/proc: no folder can be made here" in output
 
 
 def test_a_missing_dataset_is_named_with_what_to_do(tmp_path):

@@ -67,8 +67,8 @@ def make_folder(folder: Path) -> None:
         folder.mkdir(parents=True)
     except OSError as error:
         raise DataError(
-            f"the folder cannot be made ({error.strerror or error})",
-            where=folder,
+            f"no folder can be made here ({error.strerror or error})",
+            where=folder.parent,
             next_step="A dataset is built beside the place it takes: choose one inside a folder you can write to",
         ) from error
 

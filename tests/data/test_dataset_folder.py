@@ -182,9 +182,9 @@ def test_places_where_no_folder_can_stand_are_explained(tmp_path, films, monkeyp
     file.write_text("mine")
     with pytest.raises(DataError, match=f"{file}: is a file"):
         import_dataset(films, file, size=64, quiet=True)
-    with pytest.raises(DataError, match=r"the folder cannot be made \(Not a directory\)"):
+    with pytest.raises(DataError, match=r"no folder can be made here \(Not a directory\)"):
         import_dataset(films, file / "out", size=64, quiet=True)
-    with pytest.raises(DataError, match=r"the folder cannot be made \(Not a directory\)"):
+    with pytest.raises(DataError, match=r"no folder can be made here \(Not a directory\)"):
         make_phantoms(file / "out", images=40, size=64, quiet=True)
     with pytest.raises(DataError, match=r"out\\xff: has a name that is not UTF-8\. Rename it"):
         import_dataset(films, tmp_path / os.fsdecode(b"out\xff"), size=64, quiet=True)
