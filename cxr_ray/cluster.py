@@ -40,6 +40,7 @@ ENVIRONMENT = {
 }
 AUTOSCALER_FILE = "~/ray_bootstrap_config.yaml"
 _PROBE_TIMEOUT_S = 60
+_OUT_OF_MEMORY = re.compile(r"killed due to the node running low on memory.*?was (\S+ used / \S+ limit)", re.DOTALL)
 _QUIET: dict[str, Any] = {"logging_level": "WARNING", "log_to_driver": False}
 # Whether `connect` started the Ray this process is connected to: that one never grows.
 _STARTED_HERE = False
@@ -196,9 +197,12 @@ def parallel_map(function: Callable[[Item], Result], items: Iterable[Item]) -> I
         yield _result(in_flight.popleft())
 
 
-def last_line(error: BaseException) -> str:
-    """What an error says in the end: Ray puts the worker's own words behind the traces."""
-    lines = [line for line in str(error).splitlines() if line.strip()]
+def reason_of(error: object) -> str:
+    """Why something on the cluster failed, in one line: Ray puts the worker's own words behind the traces."""
+    text = str(error)
+    if killed := _OUT_OF_MEMORY.search(text):
+        return f"Ray killed workers because their node ran out of memory ({killed[1]})"
+    lines = [line for line in text.splitlines() if line.strip()]
     return lines[-1].strip() if lines else type(error).__name__
 
 
@@ -298,7 +302,7 @@ def _result(reference: Any) -> Any:
     try:
         return ray.get(reference)
     except RayError as error:
-        raise find_cxr_error(error) or ClusterError(f"a task on the cluster failed: {last_line(error)}") from error
+        raise find_cxr_error(error) or ClusterError(f"a task on the cluster failed: {reason_of(error)}") from error
 
 
 def _protect_token() -> None:

@@ -33,6 +33,18 @@ def test_what_a_task_raises_comes_back_as_it_was(local_ray):
     assert raised.value.code == "truncated"
 
 
+def test_a_node_out_of_memory_is_told_with_its_figures_instead_of_advice_on_ray():
+    from ray.exceptions import OutOfMemoryError
+
+    error = OutOfMemoryError(
+        "8 worker(s) were killed due to the node running low on memory. Memory on the node (IP: 192.0.2.2, ID: a68d) "
+        "was 22.58GB used / 23.54GB limit (0.959298)\nOOM kill reason: ...\nSet max_restarts and max_task_retries."
+    )
+    assert cluster.reason_of(error) == (
+        "Ray killed workers because their node ran out of memory (22.58GB used / 23.54GB limit)"
+    )
+
+
 def test_a_task_whose_process_dies_is_one_sentence(local_ray):
     def die(_number: int) -> None:
         os._exit(1)

@@ -255,7 +255,7 @@ def _recording_end(folder: RunFolder) -> Iterator[None]:
         raise  # the status is now somebody else's
     except Exception as error:
         known = cluster.find_cxr_error(error)
-        reason = known.problem if known else cluster.last_line(error)
+        reason = known.problem if known else cluster.reason_of(error)
         _write_end(folder, "failed", reason)
         if known:
             raise known from error

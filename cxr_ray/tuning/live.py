@@ -9,6 +9,7 @@ from typing import Any
 
 from ray.tune import Callback
 
+from cxr_ray.cluster import reason_of
 from cxr_ray.experiment import lower_is_better
 from cxr_ray.paths import Location
 from cxr_ray.progress import ProgressLine
@@ -121,6 +122,6 @@ class TrialEvents(Callback):
             view.ended(trial.trial_id)
 
     def on_trial_error(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        lines = str(trial.get_error() or "").strip().splitlines()
+        error = trial.get_error()
         for view in _VIEWS:
-            view.died(trial.trial_id, lines[-1] if lines else "its process died")
+            view.died(trial.trial_id, reason_of(error) if error else "its process died")

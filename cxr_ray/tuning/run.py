@@ -187,7 +187,7 @@ def _recording_ends(location: Location) -> Iterator[None]:
         raise
     except Exception as error:
         raise cluster.find_cxr_error(error) or RunError(
-            f"tuning failed: {cluster.last_line(error)}",
+            f"tuning failed: {cluster.reason_of(error)}",
             where=location,
             next_step=f"Finished trials and checkpoints are kept; continue with --name {location.name} --resume",
         ) from error
