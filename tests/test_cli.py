@@ -107,7 +107,7 @@ def test_explain_tells_every_films_label_and_what_it_left_out(tmp_path, untraine
 
 
 def test_a_place_that_cannot_be_written_is_named():
-    code, output = run("data", "phantom", "/proc/nowhere", "--images", 40, "--size", 64, "--quiet")
+    code, output = run("data", "phantom", "/proc/nowhere", "--images", "40", "--size", "64", "--quiet")
     assert code == 2
     assert "/proc: no folder can be made here" in output
 
