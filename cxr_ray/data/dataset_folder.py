@@ -8,9 +8,11 @@ from pathlib import Path
 
 from cxr_ray.data.sources import absolute_path
 from cxr_ray.data.store import DATASET_FILE, LOOKS_FILE
-from cxr_ray.errors import DataError
+from cxr_ray.errors import ConfigError, DataError
 
 MARKS = ".import"  # an import's notes on the shards it has finished, inside the folder it builds in
+MIN_SIZE = 64  # the networks' smallest input
+MAX_SIZE = 4096  # the largest detectors; a typing error of a few zeros would fill memory
 _OURS = re.compile(
     r"dataset\.json|manifest\.parquet|import_report\.json|looks\.jsonl|\.import|(pixels|masks)-\d{5}\.npy"
 )
@@ -55,6 +57,18 @@ def claim(out: str | Path, *, overwrite: bool) -> Path:
             next_step="Name a new folder inside it",
         )
     return folder
+
+
+def check_request(size: int, seed: int) -> None:
+    """Refuse, before any work is done, what no dataset can have.
+
+    Raises:
+        ConfigError: A size that is not 64 to 4096 pixels, or a negative seed.
+    """
+    if not MIN_SIZE <= size <= MAX_SIZE:
+        raise ConfigError(f"size {size} is not allowed; {MIN_SIZE} to {MAX_SIZE} pixels are", where="--size")
+    if seed < 0:
+        raise ConfigError(f"seed {seed} is negative; 0 or more is allowed", where="--seed")
 
 
 def make_folder(folder: Path) -> None:

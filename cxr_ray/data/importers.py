@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from cxr_ray.data.dataset_folder import MARKS, claim, make_folder, swap_in
+from cxr_ray.data.dataset_folder import MARKS, check_request, claim, make_folder, swap_in
 from cxr_ray.data.import_chunk import Chunk, decode_chunk
 from cxr_ray.data.labels import class_order
 from cxr_ray.data.resize import FITS, Fit
@@ -63,7 +63,7 @@ def import_dataset(
         src: A folder of class folders, or any folder with a CSV.
         out: The dataset folder to write.
         metadata: The CSV; see `cxr_ray.data.sources.list_sources`.
-        size: Edge of the stored squares in pixels, 64 or more.
+        size: Edge of the stored squares in pixels, 64 to 4096.
         fit: How a film becomes a square: ``squash``, ``pad`` or ``crop``.
         seed: Of the random split.
         keep_going: Import although more than 5 % of the files are unreadable.
@@ -75,8 +75,7 @@ def import_dataset(
         DataError: Nothing to import, contradicting labels or splits, too many unreadable files, or `out` is
             taken.
     """
-    if size < 64:
-        raise ConfigError(f"size {size} is too small; 64 or more pixels are allowed", where="--size")
+    check_request(size, seed)
     if fit not in FITS:
         raise ConfigError(f"fit '{fit}' is not one of {', '.join(FITS)}", where="--fit")
     src, out = absolute_path(src), claim(out, overwrite=overwrite)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from cxr_ray.data.dataset_folder import claim, make_folder, swap_in
+from cxr_ray.data.dataset_folder import check_request, claim, make_folder, swap_in
 from cxr_ray.data.importers import SHARD_IMAGES, Mapper
 from cxr_ray.data.phantom import PHANTOM_CLASSES, Phantom, draw_phantom
 from cxr_ray.data.quality import difference_hash, measure_quality
@@ -43,17 +43,17 @@ def make_phantoms(
     Args:
         out: The dataset folder to write.
         images: How many films, the five classes in turn; at least 40.
-        size: Edge in pixels, 64 or more.
+        size: Edge in pixels, 64 to 4096.
         seed: The same seed gives the same films and splits.
         overwrite: Replace a dataset in `out`, once the new one is whole.
         map: Draws in parallel, in order; the built-in map by default.
         quiet: No progress display.
 
     Raises:
-        ConfigError: Too few images or too small a size.
+        ConfigError: Too few images, or a size or seed that is not allowed.
         DataError: `out` is taken, or cannot be written.
     """
-    _check_request(images, size)
+    _check_request(images, size, seed)
     target = claim(out, overwrite=overwrite)
     partial = target.with_name(f".{target.name}.partial-{os.getpid()}")
     shutil.rmtree(partial, ignore_errors=True)
@@ -75,9 +75,9 @@ def write_phantom_films(
         The folder, ready for `cxr_ray.import_dataset`.
 
     Raises:
-        ConfigError: Too few images or too small a size.
+        ConfigError: Too few images, or a size or seed that is not allowed.
     """
-    _check_request(images, size)
+    _check_request(images, size, seed)
     folder = Path(folder)
     rows = []
     with progress("Drawing films", images, quiet=quiet) as line:
@@ -95,11 +95,10 @@ def write_phantom_films(
     return folder
 
 
-def _check_request(images: int, size: int) -> None:
+def _check_request(images: int, size: int, seed: int) -> None:
     if images < _MIN_IMAGES:
         raise ConfigError(f"{images} images are too few; {_MIN_IMAGES} or more are allowed", where="--images")
-    if size < 64:
-        raise ConfigError(f"size {size} is too small; 64 or more pixels are allowed", where="--size")
+    check_request(size, seed)
 
 
 def _draw(index: int, seed: int, size: int) -> Phantom:

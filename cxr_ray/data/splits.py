@@ -154,10 +154,11 @@ def check_given(
                 f"split '{split}' of image '{path}' is not one of {', '.join(SPLITS)}",
                 next_step="Correct the split column, or leave it out to have the import split the images",
             )
-    if "train" not in splits or "val" not in splits:
+    missing = [split for split in LEARNING_SPLITS if split not in splits]
+    if missing:
         raise DataError(
-            "the split column names no image for 'train' or none for 'val'",
-            next_step="Give both, or leave the column out to have the import split the images",
+            f"the split column names no image for {' and none for '.join(map(repr, missing))}",
+            next_step="Name some, or leave the column out to have the import split the images",
         )
     problems = []
     one_person = (

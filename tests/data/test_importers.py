@@ -344,7 +344,13 @@ def test_the_mapper_given_does_the_work_in_order(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("options", "message"), [({"size": 32}, "--size: size 32 is too small"), ({"fit": "strech"}, "--fit: fit 'strech'")]
+    ("options", "message"),
+    [
+        ({"size": 32}, "--size: size 32 is not allowed; 64 to 4096"),
+        ({"size": 100_000}, "--size: size 100000 is not"),
+        ({"seed": -1}, "--seed: seed -1 is negative"),
+        ({"fit": "strech"}, "--fit: fit 'strech'"),
+    ],
 )
 def test_options_that_make_no_sense_are_refused(tmp_path, options, message):
     with pytest.raises(ConfigError, match=message):
