@@ -166,13 +166,12 @@ def train_worker(job: dict[str, Any]) -> CxrError | None:
     # Ray sets one thread a process; the worker may use what was reserved for it.
     torch.set_num_threads(job["threads"])
     workers = Workers.current()
-    say = print if workers.is_first else (lambda _text: None)
     try:
         with workers.together():  # a node may lack what the others have
             folder = RunFolder(locate(job["folder"]))
             experiment = folder.info().experiment
             dataset = open_dataset(job["dataset"])
-        run_loop(experiment, dataset, folder, _TrainReporter(), ray.train.torch.get_device(), say)
+        run_loop(experiment, dataset, folder, _TrainReporter(), ray.train.torch.get_device())
     except CxrError as error:
         return error
     return None
@@ -210,7 +209,7 @@ def _train_here(experiment: Experiment, dataset: Dataset, folder: RunFolder, gpu
     from cxr_ray.training.loop import run_loop
 
     with _following(folder, line), _recording_end(folder):
-        run_loop(experiment, dataset, folder, Silent(), torch.device("cuda" if gpu else "cpu"), line.say)
+        run_loop(experiment, dataset, folder, Silent(), torch.device("cuda" if gpu else "cpu"))
 
 
 def _train_on_ray(
@@ -279,10 +278,22 @@ def _following(folder: RunFolder, line: ProgressLine) -> Iterator[None]:
     over = threading.Event()
     # A remote folder is asked less often: every look is a request somebody pays for.
     interval = _POLL_S if folder.location.is_local else 10.0
+    before = folder.status()
+    told: set[tuple[int, int]] = {(before.attempt, i) for i in range(len(before.notes))} if before else set()
+
+    def look() -> None:
+        status = folder.status()
+        if status is None:
+            return
+        for i, note in enumerate(status.notes):
+            if (status.attempt, i) not in told:
+                told.add((status.attempt, i))
+                line.say(note)
+        show_progress(folder, line)
 
     def follow() -> None:
         while not over.wait(interval):
-            show_progress(folder, line)
+            look()
 
     thread = threading.Thread(target=follow, daemon=True)
     thread.start()
@@ -291,7 +302,7 @@ def _following(folder: RunFolder, line: ProgressLine) -> Iterator[None]:
     finally:
         over.set()
         thread.join()
-        show_progress(folder, line)
+        look()
 
 
 def show_progress(folder: RunFolder, line: ProgressLine) -> None:

@@ -54,7 +54,6 @@ def run_loop(
     folder: RunFolder,
     reporter: Reporter,
     device: torch.device,
-    say: Callable[[str], None] = lambda _text: None,
 ) -> Status:
     """Train to the end, to early stopping, or on from the newest valid checkpoint in `folder`.
 
@@ -66,7 +65,6 @@ def run_loop(
         folder: The run's folder, `experiment.json` already in it.
         reporter: Told of every epoch.
         device: Where the network lives.
-        say: Receives a sentence now and then (a checkpoint that was skipped, say).
 
     Returns:
         The run's last status.
@@ -75,7 +73,7 @@ def run_loop(
         RunError: The loss is no longer a number.
         Replaced: Somebody else started the loop in this folder after this one.
     """
-    return _Loop(experiment, dataset, folder, reporter, device, say).run()
+    return _Loop(experiment, dataset, folder, reporter, device).run()
 
 
 class _Loop:
@@ -86,15 +84,15 @@ class _Loop:
         folder: RunFolder,
         reporter: Reporter,
         device: torch.device,
-        say: Callable[[str], None],
     ) -> None:
         self.experiment, self.dataset, self.folder = experiment, dataset, folder
-        self.reporter, self.device, self.say = reporter, device, say
+        self.reporter, self.device = reporter, device
         self.config = experiment.training
         self.workers = Workers.current()
         self.progress = Progress()
         self.history: list[dict[str, Any]] = []
         self.attempt, self.replaced = 0, False
+        self.notes: list[str] = []
         self.step, self.steps = 0, 0
         self._status_written = 0.0
         torch.manual_seed(experiment.seed)
@@ -119,6 +117,7 @@ class _Loop:
     def run(self) -> Status:
         self._begin()
         self._resume()
+        self._write_status(Status(state="running"))
         # After resuming: wrapping broadcasts the first worker's weights to the others.
         model = self._distributed()
         status = Status(state="finished", reason="all epochs done")
@@ -145,13 +144,13 @@ class _Loop:
         if self.workers.is_first:
             before = self.folder.status() or Status(state="running")
             self.attempt = before.attempt + 1
-            update = {"state": "running", "reason": "", "attempt": self.attempt}
+            update = {"state": "running", "reason": "", "attempt": self.attempt, "notes": []}
             self.folder.write_status(before.model_copy(update=update))
 
     def _resume(self) -> None:
         epoch, state, skipped = newest_checkpoint(self.folder.location) if self.workers.is_first else (0, None, [])
         for torn in skipped:
-            self.say(f"skipped checkpoint {torn}: its checksums do not verify")
+            self.notes.append(f"skipped checkpoint {torn}: its checksums do not verify")
         epoch = self.workers.from_first(epoch)
         if epoch == 0:
             return
@@ -169,7 +168,7 @@ class _Loop:
         if self.workers.is_first:
             self.folder.write_history(self.history)
             self.folder.write_evidence(evidence, evidence_table(evidence, self.dataset.manifest))
-        self.say(f"resumed after epoch {epoch}")
+        self.notes.append(f"resumed after epoch {epoch}")
 
     def _epoch(self, model: nn.Module) -> dict[str, Any]:
         epoch = self.progress.epoch
@@ -304,8 +303,15 @@ class _Loop:
     def _write_status(self, status: Status) -> None:
         if not self.workers.is_first or self._is_replaced():
             return
-        update = {"epoch": self.progress.epoch, "epochs": self.config.epochs, "attempt": self.attempt}
-        self.folder.write_status(status.model_copy(update=update | {"step": self.step, "steps": self.steps}))
+        update = {
+            "epoch": self.progress.epoch,
+            "epochs": self.config.epochs,
+            "step": self.step,
+            "steps": self.steps,
+            "attempt": self.attempt,
+            "notes": self.notes,
+        }
+        self.folder.write_status(status.model_copy(update=update))
         self._status_written = time.monotonic()
 
     def _is_replaced(self) -> bool:

@@ -96,7 +96,15 @@ def newest_unfinished(candidates: Sequence[Candidate], what: str, storage: Locat
             where=storage,
             next_step="Give the settings and data of one of them, or leave out --resume",
         )
-    return max(fitting, key=lambda candidate: candidate.created).location
+    # A run that somebody works on needs nobody to continue it; the one that was left behind does.
+    left = [candidate for candidate in fitting if not _is_driven(candidate.location)]
+    if not left:
+        raise RunError(
+            f"every unfinished run of {what} is being worked on: {', '.join(run.location.name for run in fitting)}",
+            where=storage,
+            next_step="Wait for its end, or leave out --resume to start another",
+        )
+    return max(left, key=lambda candidate: candidate.created).location
 
 
 def differences(before: dict[str, Any], after: dict[str, Any], prefix: str = "") -> list[str]:
@@ -142,6 +150,19 @@ def sole_driver(location: Location, folders: Sequence[RunFolder]) -> Iterator[No
         yield
     finally:
         lock.release()
+
+
+def _is_driven(location: Location) -> bool:
+    """Whether a driver on this machine, or one that shares its disk, holds the run's lock."""
+    if not location.is_local:
+        return False  # `sole_driver` asks the statuses
+    lock = FileLock(location.local / DRIVER_LOCK, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        return True
+    lock.release()
+    return False
 
 
 def _check_silent(location: Location, folders: Sequence[RunFolder]) -> None:

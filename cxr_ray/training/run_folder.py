@@ -82,6 +82,7 @@ class Status(BaseModel):
         step: Steps done of the running epoch, of `steps`.
         heartbeat: Unix time of the last sign of life.
         attempt: How often the loop has been started in this folder.
+        notes: What this attempt has to say: where it went on, which checkpoints it skipped.
     """
 
     model_config = ConfigDict(extra="ignore", frozen=True)
@@ -94,6 +95,7 @@ class Status(BaseModel):
     steps: int = 0
     heartbeat: float = 0.0
     attempt: int = 0
+    notes: list[str] = []
 
     @property
     def is_silent(self) -> bool:

@@ -139,6 +139,30 @@ def test_without_a_name_the_newest_unfinished_run_of_the_same_settings_goes_on(f
     assert "broken" not in str(raised.value)
 
 
+def test_without_a_name_a_run_that_somebody_works_on_is_passed_over(finished, phantoms, tmp_path):
+    older, newer = (copy_of(finished, tmp_path, name) for name in ("older", "newer"))
+    for folder, created in ((older, "2026-01-01"), (newer, "2026-01-02")):
+        folder.write_info(folder.info().model_copy(update={"created": created}))
+        interrupt(folder)
+    with sole_driver(newer.location, [newer]):
+        assert run(phantoms, tmp_path, name=None, resume=True).folder.location.name == "older"
+        with pytest.raises(RunError, match=r"every unfinished run of experiment 'tiny' is being worked on: newer"):
+            run(phantoms, tmp_path, name=None, resume=True)
+
+
+def test_a_resumed_run_tells_where_it_goes_on_and_which_checkpoints_it_skipped(finished, phantoms, tmp_path, capsys):
+    folder = copy_of(finished, tmp_path, "run")
+    interrupt(folder)
+    (tmp_path / "run" / "checkpoint_000002" / "SHA256SUMS").unlink()
+    train("tiny", phantoms, workers=0, set_options=FAST, storage=tmp_path, name="run", resume=True)
+    said = capsys.readouterr().err
+    assert said.count("skipped checkpoint 2: its checksums do not verify") == 1
+    assert said.count("resumed after epoch 1") == 1
+    status = folder.status()
+    assert status is not None
+    assert status.notes[-1] == "resumed after epoch 1"
+
+
 def test_a_copied_experiment_under_another_name_is_another_experiment(finished, phantoms, tmp_path):
     interrupt(copy_of(finished, tmp_path, "run"))
     copied = load_experiment("tiny").model_copy(update={"name": "other"})
