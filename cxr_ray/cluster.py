@@ -124,8 +124,14 @@ def available(resource: str) -> float:
     return float(ray.cluster_resources().get(resource, 0.0))
 
 
-def check_fits(workers: int, per_worker: dict[str, float]) -> None:
+def check_fits(workers: int, per_worker: dict[str, float], *, what: str = "worker", where: object = None) -> None:
     """Refuse what the cluster can never hold, before anything waits for it.
+
+    Args:
+        workers: How many at a time.
+        per_worker: What each reserves, by Ray's names.
+        what: What they are called, for the message.
+        where: What asks for them, for the message.
 
     Raises:
         ClusterError: With the arithmetic.
@@ -134,9 +140,10 @@ def check_fits(workers: int, per_worker: dict[str, float]) -> None:
         have = could_have(resource)
         if workers * amount > have + 1e-9:
             raise ClusterError(
-                f"{workers} worker(s) x {amount:g} {resource} = {workers * amount:g} {resource}, "
+                f"{workers} {what}(s) x {amount:g} {resource} = {workers * amount:g} {resource}, "
                 f"but the cluster has {have:g} at most",
-                next_step="Ask for fewer workers or less for each, or add nodes",
+                where=where,
+                next_step=f"Ask for fewer {what}s or less for each, or add nodes",
             )
     if (hold := could_hold(per_worker)) < workers:
         each = " and ".join(f"{amount:g} {resource}" for resource, amount in per_worker.items())
@@ -144,8 +151,9 @@ def check_fits(workers: int, per_worker: dict[str, float]) -> None:
         sizes = Counter(" and ".join(f"{node.get(name, 0):g} {name}" for name in per_worker) for node in nodes)
         those = ", ".join(f"{count} with {size}" for size, count in sizes.items())
         raise ClusterError(
-            f"{workers} worker(s) of {each} do not fit: each lies on one node, and the nodes ({those}) hold {hold}",
-            next_step="Ask for fewer workers or less for each, or add larger nodes",
+            f"{workers} {what}(s) of {each} do not fit: each lies on one node, and the nodes ({those}) hold {hold}",
+            where=where,
+            next_step=f"Ask for fewer {what}s or less for each, or add larger nodes",
         )
 
 
@@ -238,9 +246,9 @@ def check_name(name: str | None) -> None:
     Raises:
         ConfigError: Saying what a name may hold.
     """
-    if name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+    if name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name):
         raise ConfigError(
-            f"'{name}' is not a name: letters, digits, '.', '_' and '-' are allowed, the first a letter or digit",
+            f"'{name}' is not a name: up to 100 letters, digits, '.', '_' and '-', the first a letter or digit",
             where="--name",
         )
 

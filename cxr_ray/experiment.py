@@ -111,7 +111,7 @@ class Experiment(BaseModel):
             raise ConfigError(
                 f"the experiment asks for {self.training.image_size} px, the dataset holds {image_size} px",
                 where="training.image_size",
-                next_step=f"Give --set training.image_size={image_size}, or import again with a larger --size",
+                next_step=f"Ask for {image_size} px or less, or import again with a larger --size",
             )
 
 
@@ -177,6 +177,7 @@ def _no_such_class(name: str, classes: Sequence[str], where: str) -> ConfigError
     return ConfigError(
         f"'{name}' is not a class of the dataset{did_you_mean(name, classes)}; it has {', '.join(classes)}",
         where=where,
+        next_step="Name one of these, or leave the key out",
     )
 
 

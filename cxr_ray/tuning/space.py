@@ -163,12 +163,17 @@ def check_space(space: Space, experiment: Experiment, dataset: Dataset, where: o
         ConfigError: Naming the key.
     """
     check_metric(space.metric, dataset.classes, f"{where}, key metric")
-    experiment.check_against(dataset.classes, dataset.info.image_size)
+    try:
+        experiment.check_against(dataset.classes, dataset.info.image_size)
+    except ConfigError as error:
+        at = f"{where}, key overrides.{error.where}"
+        raise ConfigError(error.problem, where=at, next_step=error.next_step) from error
     for key, value in _probes(space):
         try:
             load_experiment(experiment, {key: value}).check_against(dataset.classes, dataset.info.image_size)
         except ConfigError as error:
-            raise ConfigError(error.problem, where=f"{where}, key parameters.{key}") from error
+            at = f"{where}, key parameters.{key}"
+            raise ConfigError(error.problem, where=at, next_step=error.next_step) from error
 
 
 def _probes(space: Space) -> list[tuple[str, Any]]:

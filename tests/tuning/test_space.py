@@ -84,6 +84,10 @@ def test_a_mistake_is_named_with_file_key_value_and_what_is_allowed(tmp_path, ch
         ({"metric": "val/makro_f1"}, r"'val/makro_f1' is not a validation metric \(did you mean 'macro_f1'\?\)"),
         ({"parameters": {"loss.recall_emphasis.covd": {"uniform": [1, 2]}}}, r"'covd' is not a class .*'covid'"),
         ({"parameters": {"training.image_size": {"choice": [64, 512]}}}, r"asks for 512 px, the dataset holds 64 px"),
+        (
+            {"overrides": {"training.image_size": 96}},
+            r"key overrides\.training\.image_size: .* asks for 96 px, the dataset holds 64 px\. Ask for 64 px or less",
+        ),
     ],
 )
 def test_what_only_the_dataset_can_tell_is_told_before_ray_starts(tmp_path, phantoms, change, message):
