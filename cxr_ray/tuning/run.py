@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import signal
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -110,7 +112,8 @@ def tune(
         check_same(location, _changes(_read_description(location), description))
     cluster.connect(address)
     resources = {"CPU": loaded.resources.cpu, "GPU": loaded.resources.gpu}
-    cluster.check_fits(1, {kind: amount for kind, amount in resources.items() if amount})
+    reserved = {kind: amount for kind, amount in resources.items() if amount}
+    cluster.check_fits(1, reserved, what="trial", where=f"{space}, key resources")
     cluster.check_readable(dataset.uri, "dataset")
     location.make_dir()
     cluster.check_readable(location.uri, "storage")
@@ -123,20 +126,23 @@ def tune(
         with progress(f"Tuning {location.name}", loaded.trials, quiet=quiet) as line:
             view = LiveView(line, location, loaded)
             with show_on(view), _recording_ends(location):
-                _fit(location, loaded, experiment, dataset, resume)
+                interrupted = _fit(location, loaded, experiment, dataset, resume)
             view.refresh()
     if not _is_finished(location, description):
-        raise KeyboardInterrupt  # which Tune takes for itself
+        if interrupted:
+            raise KeyboardInterrupt
+        raise _damaged_notes(location)  # what else ends Tune without a word
     return _result(location, view)
 
 
-def _fit(location: Location, space: Space, experiment: Experiment, dataset: Dataset, resume: bool) -> None:
-    """Run Tune to its end, or until somebody interrupts it."""
+def _fit(location: Location, space: Space, experiment: Experiment, dataset: Dataset, resume: bool) -> bool:
+    """Run Tune to its end; True if somebody interrupted it."""
     from ray import tune as ray_tune
 
     from cxr_ray.tuning.live import TrialEvents
-    from cxr_ray.tuning.search import build_scheduler, build_search, parameter_space
+    from cxr_ray.tuning.search import build_scheduler, build_search, parameter_space, quieten
 
+    quieten()
     job = {
         "run": location.uri,
         "dataset": dataset.uri,
@@ -147,12 +153,15 @@ def _fit(location: Location, space: Space, experiment: Experiment, dataset: Data
     resources = {"cpu": space.resources.cpu, "gpu": space.resources.gpu}
     trainable = ray_tune.with_resources(ray_tune.with_parameters(run_trial, job=job), resources)
     if resume and ray_tune.Tuner.can_restore(location.path, location.filesystem):
-        tuner = ray_tune.Tuner.restore(
-            location.path,
-            trainable=trainable,
-            param_space=parameter_space(space),
-            storage_filesystem=location.filesystem,
-        )
+        try:
+            tuner = ray_tune.Tuner.restore(
+                location.path,
+                trainable=trainable,
+                param_space=parameter_space(space),
+                storage_filesystem=location.filesystem,
+            )
+        except Exception as error:  # whatever unpickling a damaged file comes to
+            raise _damaged_notes(location.child("tuner.pkl")) from error
     else:
         slots = cluster.could_hold({kind.upper(): amount for kind, amount in resources.items()})
         tuner = ray_tune.Tuner(
@@ -175,7 +184,26 @@ def _fit(location: Location, space: Space, experiment: Experiment, dataset: Data
                 verbose=0,
             ),
         )
-    tuner.fit()
+    with _catching_interrupts() as interrupted:
+        tuner.fit()
+    return interrupted()
+
+
+@contextmanager
+def _catching_interrupts() -> Iterator[Callable[[], bool]]:
+    """Tell whether Ctrl-C was pressed inside the block, which Tune takes for itself and tells nobody.
+
+    Tune puts its own handler in place and, when it is called, the former one back; when it is not, Tune's stays and
+    would swallow the next Ctrl-C of this process.
+    """
+    former = signal.getsignal(signal.SIGINT)
+    pressed = False
+    try:
+        yield lambda: pressed
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            pressed = signal.getsignal(signal.SIGINT) is former
+            signal.signal(signal.SIGINT, former)
 
 
 @contextmanager
@@ -252,14 +280,18 @@ def _forget_unknown_trials(location: Location) -> None:
         try:
             known = {json.loads(trial)["trial_id"] for trial, _ in snapshot.read_json()["trial_data"]}
         except (ValueError, TypeError, KeyError) as error:
-            raise RunError(
-                "Tune's own notes are damaged, so it cannot go on with its trials",
-                where=snapshot,
-                next_step="Promote from the trials there are, or start a run of another --name",
-            ) from error
+            raise _damaged_notes(snapshot) from error
     for folder in _trial_folders(location):
         if folder.location.name.removeprefix("trial_") not in known:
             folder.location.delete_dir()
+
+
+def _damaged_notes(where: Location) -> RunError:
+    return RunError(
+        "Tune's own notes are damaged, so it cannot go on with its trials",
+        where=where,
+        next_step="Promote from the trials there are, or start a run of another --name",
+    )
 
 
 def _candidates(root: Location, description: dict[str, Any]) -> Iterator[Candidate]:

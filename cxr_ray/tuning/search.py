@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from typing import Any
 
@@ -16,6 +17,18 @@ from cxr_ray.tuning.space import Parameter, Space
 # What trials report to Tune: the running best of the space's metric, so that Optuna and the scheduler judge a
 # trial by its best epoch, as leaderboard and promote do.
 SCORE = "score"
+
+
+def quieten() -> None:
+    """Keep Optuna and Tune from telling users what they cannot act on: studies made, `Tuner.restore` to be called.
+
+    A resumed trial reports its last epoch twice; Optuna drops the second report, and says so.
+    """
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    warnings.filterwarnings("ignore", "The reported value is ignored because this `step", UserWarning)
+    logging.getLogger("ray.tune.tune").setLevel(logging.ERROR)
+    # Its traces of trials that failed or notes it could not read; both are told in a sentence.
+    logging.getLogger("ray.tune.execution.tune_controller").setLevel(logging.CRITICAL)
 
 
 def parameter_space(space: Space) -> dict[str, Any]:
@@ -34,7 +47,6 @@ def build_search(space: Space) -> OptunaSearch:
     A study in a live database cannot be restored reliably after the driver is killed, so it is not offered
     one. Options whose defaults changed between Optuna 4 and 5 are set.
     """
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
         sampler = optuna.samplers.TPESampler(

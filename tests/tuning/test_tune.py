@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
@@ -124,7 +125,7 @@ def test_damaged_descriptions_and_notes_are_named_and_delete_nothing(tuned, spac
     notes = sorted(run.glob("experiment_state-*.json"))[-1]
     whole, pickled = notes.read_text(), (run / "tuner.pkl").read_bytes()
     (run / "tuner.pkl").write_bytes(pickled[:100])
-    with pytest.raises(RunError, match=r"mixed: tuning failed: .*\. Finished trials and checkpoints are kept"):
+    with pytest.raises(RunError, match=r"tuner\.pkl: Tune's own notes are damaged"):
         tune(space, phantoms, storage=tmp_path, name="mixed", resume=True, quiet=True)
     notes.write_text(whole[:100])
     with pytest.raises(RunError, match=rf"{notes.name}: Tune's own notes are damaged"):
@@ -136,6 +137,23 @@ def test_damaged_descriptions_and_notes_are_named_and_delete_nothing(tuned, spac
     with pytest.raises(RunError, match="the runs here are: none"):
         tune(space, phantoms, storage=tmp_path, resume=True, quiet=True)
     assert sorted(path.name for path in run.glob("trial_*")) == trials
+
+
+def test_a_search_that_cannot_be_read_is_no_interruption_and_leaves_no_trace_on_the_screen(
+    tuned, space, phantoms, tmp_path, capfd
+):
+    run = copy_of(tuned, tmp_path)
+    for state in (*run.glob("searcher-state-*"), *run.glob("search_gen_state-*")):
+        state.write_bytes(b"junk")
+    trial = RunFolder(locate(sorted(run.glob("trial_*"))[0]))
+    status = trial.status()
+    assert status is not None
+    trial.write_status(status.model_copy(update={"state": "interrupted"}))
+    handler = signal.getsignal(signal.SIGINT)
+    with pytest.raises(RunError, match=r"mixed: Tune's own notes are damaged"):
+        tune(space, phantoms, storage=tmp_path, name="mixed", resume=True, quiet=True)
+    assert signal.getsignal(signal.SIGINT) is handler
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def test_remote_storage_holds_a_run_like_a_local_one(space, phantoms, tmp_path):
