@@ -18,22 +18,24 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
 
-from cxr_ray.data.decode import MAX_PIXELS, decode_bytes, decode_file
+from cxr_ray.cache import local_copy
+from cxr_ray.data.decode import MAX_PIXELS, decode_square
 from cxr_ray.data.loader import to_input
 from cxr_ray.data.resize import Fit, fit_square
-from cxr_ray.data.store import file_sha256
-from cxr_ray.errors import BundleError, DecodeError, did_you_mean
+from cxr_ray.data.shards import file_sha256
+from cxr_ray.errors import BundleError, DataError, DecodeError, did_you_mean
 from cxr_ray.explanation.cam import class_maps
 from cxr_ray.explanation.overlay import overlay
 from cxr_ray.metrics.calibration import Calibration
 from cxr_ray.model.dual_backbone import DualBackbone, NetworkConfig, build_network
-from cxr_ray.paths import Location, local_copy, locate
+from cxr_ray.paths import Location, locate
 
 SCHEMA_VERSION = 1
 MODEL_FILE, INFO_FILE, CARD_FILE, HISTORY_FILE = "model.safetensors", "bundle.json", "README.md", "history.jsonl"
 SUMS_FILE = "SHA256SUMS"
 FILES = (MODEL_FILE, INFO_FILE, CARD_FILE, HISTORY_FILE)
 
+_COPY_AGAIN = "Copy the bundle again from where it was made, or promote the run again"
 # Of the largest logit. Kernels differ between processors and versions of PyTorch by far less, other code by more.
 _CANARY_TOLERANCE = 2e-3
 
@@ -153,7 +155,11 @@ class Bundle:
             DecodeError: Not a film this package reads.
         """
         preprocessing = self.info.preprocessing
-        square = fit_square(_pixels(image, max_pixels), preprocessing.dataset_size, preprocessing.fit)
+        size, fit = preprocessing.dataset_size, preprocessing.fit
+        if isinstance(image, np.ndarray | Image.Image):
+            square = fit_square(_pixels(image), size, fit)
+        else:
+            square, _ = decode_square(image, size, fit, max_pixels=max_pixels)
         return fit_square(square, preprocessing.network_size, "squash")
 
     def predict(self, image: ImageLike) -> Prediction:
@@ -259,15 +265,20 @@ def load_bundle(path: str | os.PathLike[str] | Location, device: str = "cpu") ->
             raise BundleError(
                 f"'{SUMS_FILE}' is missing, so nothing here can be verified",
                 where=location,
-                next_step="Copy the bundle again from where it was made, or promote the run again",
+                next_step=_COPY_AGAIN,
             )
         raise BundleError(
             "there is no bundle here" if location.exists() else "there is no such folder",
             where=location,
             next_step="Make one with: cxr-ray promote RUN --out BUNDLE",
         )
-    bundle_id = hashlib.sha256(location.child(SUMS_FILE).read_bytes()).hexdigest()
-    root = local_copy(location, f"bundle-{bundle_id[:16]}")
+    sums = location.child(SUMS_FILE).read_bytes()
+    bundle_id = hashlib.sha256(sums).hexdigest()
+    files = _listed(sums, location) | {SUMS_FILE: bundle_id}
+    try:
+        root = local_copy(location, f"bundle-{bundle_id[:16]}", files)
+    except DataError as error:
+        raise BundleError(error.problem, where=error.where, next_step=error.next_step) from error
     verify_bundle(root)
     try:
         info = BundleInfo.model_validate_json((root / INFO_FILE).read_bytes())
@@ -294,23 +305,27 @@ def verify_bundle(root: Path) -> None:
     Raises:
         BundleError: Naming the first file that is missing, changed, linked or not listed.
     """
-    again = "Copy the bundle again from where it was made, or promote the run again"
-    try:
-        lines = (root / SUMS_FILE).read_text().splitlines()
-        sums = {name: digest for digest, name in (line.split("  ", 1) for line in lines)}
-    except (OSError, UnicodeDecodeError, ValueError) as error:
-        raise BundleError(f"{SUMS_FILE} is damaged", where=root, next_step=again) from error
-    if set(sums) != set(FILES):
-        raise BundleError(f"{SUMS_FILE} does not list {', '.join(FILES)}", where=root, next_step=again)
+    sums = _listed((root / SUMS_FILE).read_bytes() if (root / SUMS_FILE).is_file() else b"", root)
     for entry in sorted(root.iterdir()):
         if entry.name not in (*FILES, SUMS_FILE) or entry.is_symlink() or not entry.is_file():
             problem = f"'{entry.name}' does not belong to a bundle"
             raise BundleError(problem, where=root, next_step="Remove it, or copy the bundle again")
     for name, digest in sums.items():
         if not (root / name).is_file():
-            raise BundleError(f"'{name}' is missing", where=root, next_step=again)
+            raise BundleError(f"'{name}' is missing", where=root, next_step=_COPY_AGAIN)
         if file_sha256(root / name) != digest:
-            raise BundleError(f"'{name}' is corrupted (its sha256 has changed)", where=root, next_step=again)
+            raise BundleError(f"'{name}' is corrupted (its sha256 has changed)", where=root, next_step=_COPY_AGAIN)
+
+
+def _listed(sums: bytes, where: object) -> dict[str, str]:
+    """The files that a bundle's checksums name, each with its sha256."""
+    try:
+        listed = {name: digest for digest, name in (line.split("  ", 1) for line in sums.decode().splitlines())}
+    except (UnicodeDecodeError, ValueError) as error:
+        raise BundleError(f"{SUMS_FILE} is damaged", where=where, next_step=_COPY_AGAIN) from error
+    if set(listed) != set(FILES):
+        raise BundleError(f"{SUMS_FILE} does not list {', '.join(FILES)}", where=where, next_step=_COPY_AGAIN)
+    return listed
 
 
 def write_bundle(
@@ -368,13 +383,9 @@ def _canary(network: DualBackbone, size: int) -> list[float]:
         return network(torch.from_numpy(film)[None, None]).squeeze(0).tolist()
 
 
-def _pixels(image: ImageLike, max_pixels: int) -> np.ndarray:
-    if isinstance(image, bytes):
-        return decode_bytes(image, max_pixels=max_pixels).pixels
+def _pixels(image: np.ndarray | Image.Image) -> np.ndarray:
     if isinstance(image, Image.Image):
         image = np.asarray(image.convert("L"))
-    if isinstance(image, np.ndarray):
-        if image.dtype != np.uint8 or image.ndim not in (2, 3):
-            raise DecodeError(f"array of {image.dtype} with shape {image.shape}; expected uint8 (H, W) or (H, W, 3)")
-        return image if image.ndim == 2 else np.asarray(Image.fromarray(image).convert("L"))
-    return decode_file(os.fspath(image), max_pixels=max_pixels).pixels
+    if image.dtype != np.uint8 or image.ndim not in (2, 3):
+        raise DecodeError(f"array of {image.dtype} with shape {image.shape}; expected uint8 (H, W) or (H, W, 3)")
+    return image if image.ndim == 2 else np.asarray(Image.fromarray(image).convert("L"))

@@ -5,16 +5,15 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
+import stat
 import tempfile
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.fs as pafs
-from filelock import FileLock
 
 from cxr_ray.errors import CxrError, DataError
 
@@ -24,6 +23,21 @@ _URI = re.compile(r"^[a-zA-Z][a-zA-Z0-9+.-]+://")
 def is_uri(path: str | os.PathLike[str]) -> bool:
     """Whether the path carries a scheme (``s3://``, ``gs://``, ``file://`` ...)."""
     return bool(_URI.match(os.fspath(path)))
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A file below a folder.
+
+    Attributes:
+        path: Relative to the folder, with ``/``.
+        size: In bytes; -1 for a link that leads nowhere.
+        modified_ns: When it was last changed, nanoseconds since 1970; 0 where the storage does not say.
+    """
+
+    path: str
+    size: int
+    modified_ns: int
 
 
 @dataclass(frozen=True)
@@ -90,6 +104,28 @@ class Location:
         """Names of the entries of a folder, sorted; empty where there is none."""
         selector = pafs.FileSelector(self.path, allow_not_found=True)
         return sorted(info.base_name for info in self.filesystem.get_file_info(selector))
+
+    def walk(self) -> Iterator[Entry]:
+        """The files below the folder, folder by folder in the order of their names, links followed.
+
+        Hidden names and ``__MACOSX`` are passed over, and a link back to a folder it lies in is not entered again.
+
+        Raises:
+            DataError: A folder cannot be read.
+        """
+        if self.is_local:
+            yield from _walk_local(Path(self.path), "", frozenset())
+            return
+        selector = pafs.FileSelector(self.path, recursive=True, allow_not_found=True)
+        try:
+            infos = self.filesystem.get_file_info(selector)
+        except OSError as error:
+            raise DataError(f"cannot be read ({_first_line(error)})", where=self.uri) from error
+        inside = len(self.path.rstrip("/")) + 1
+        found = ((info.path[inside:], info) for info in infos if info.type == pafs.FileType.File)
+        for path, info in sorted(found, key=lambda pair: pair[0].split("/")):
+            if not any(_is_passed_over(name) for name in path.split("/")):
+                yield Entry(path, info.size, info.mtime_ns or 0)
 
     def read_bytes(self) -> bytes:
         with self.filesystem.open_input_stream(self.path) as stream:
@@ -158,6 +194,60 @@ def locate(path: str | os.PathLike[str] | Location) -> Location:
     return Location(pafs.PyFileSystem(pafs.FSSpecHandler(fsspec_filesystem)), inner, text)
 
 
+def absolute_path(path: str | os.PathLike[str]) -> Path:
+    """The local path without ``~``, links and dots.
+
+    Raises:
+        DataError: It is an address, or its name is not UTF-8, so that neither a manifest nor a report could hold it.
+    """
+    if is_uri(path):
+        raise DataError(
+            "is an address, and this needs a folder on this machine",
+            where=os.fspath(path),
+            next_step="Name a local folder; a finished dataset is sent elsewhere with: cxr-ray data push DATASET URI",
+        )
+    # Path.expanduser and Path.resolve raise RuntimeError for an unknown user and for links in a circle.
+    text = os.path.realpath(os.path.expanduser(path))  # noqa: PTH111
+    if printable(text) != text:
+        raise DataError("has a name that is not UTF-8", where=printable(text), next_step="Rename it")
+    return Path(text)
+
+
+def printable(name: str) -> str:
+    """A file's name for messages and reports: bytes that are not UTF-8 become ``\\xff``."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def _walk_local(folder: Path, inside: str, above: frozenset[str]) -> Iterator[Entry]:
+    real = os.path.realpath(folder)
+    if real in above:
+        return
+    try:
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except OSError as error:
+        raise DataError(
+            f"the folder cannot be read ({error.strerror or error})",
+            where=printable(str(folder)),
+            next_step="Make it readable, or move it out of the source folder",
+        ) from error
+    for entry in entries:
+        if _is_passed_over(entry.name):
+            continue
+        try:
+            status = entry.stat()
+        except OSError:  # a link to nothing is a film that is missing, so it is listed
+            yield Entry(inside + entry.name, -1, 0)
+            continue
+        if stat.S_ISDIR(status.st_mode):
+            yield from _walk_local(folder / entry.name, f"{inside}{entry.name}/", above | {real})
+        elif stat.S_ISREG(status.st_mode):
+            yield Entry(inside + entry.name, status.st_size, status.st_mtime_ns)
+
+
+def _is_passed_over(name: str) -> bool:
+    return name.startswith((".", "__MACOSX"))
+
+
 def write_atomically(path: Path, content: bytes) -> None:
     """Write a local file so that its name never shows half of it, even after a power cut."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -171,65 +261,6 @@ def write_atomically(path: Path, content: bytes) -> None:
         Path(temporary).replace(path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
-        raise
-
-
-def cache_root() -> Path:
-    """The per-node cache for remote datasets and bundles (``CXR_CACHE``, default ``~/.cache/cxr_ray``)."""
-    return Path(os.environ.get("CXR_CACHE", "~/.cache/cxr_ray")).expanduser()
-
-
-def local_copy(location: Location, key: str, verify: Callable[[Path], None] | None = None) -> Path:
-    """The location as a local folder; a remote one is copied once per node and kept under `key`.
-
-    Args:
-        location: A folder.
-        key: Names the copy; the same content has the same key.
-        verify: Looks at a fresh copy before it counts, and raises where it will not do. A folder that is local
-            already is not copied, so not looked at.
-
-    Raises:
-        DataError: The remote folder cannot be copied, or the cache cannot be written.
-    """
-    if location.is_local:
-        return location.local
-    root = cache_root()
-    target = root / key
-    if target.is_dir():  # its name appears when it is whole
-        return target
-    lock = FileLock(root / f"{key}.lock")
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        lock.acquire()
-    except OSError as error:
-        raise DataError(
-            f"copies of remote folders cannot be kept here ({error.strerror or error})",
-            where=root,
-            next_step="Set CXR_CACHE to a folder that can be written",
-        ) from error
-    try:
-        if not target.is_dir():
-            _copy(location, target, verify)
-    finally:
-        lock.release()
-    return target
-
-
-def _copy(location: Location, target: Path, verify: Callable[[Path], None] | None) -> None:
-    partial = target.with_name(f"{target.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        try:
-            partial.mkdir()
-            pafs.copy_files(location.path, str(partial), source_filesystem=location.filesystem)
-        except OSError as error:
-            problem = f"cannot be copied to {target.parent} ({_first_line(error)})"
-            raise DataError(problem, where=location.uri) from error
-        if verify is not None:
-            verify(partial)
-        partial.rename(target)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
         raise
 
 

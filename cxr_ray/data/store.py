@@ -7,8 +7,8 @@ import hashlib
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,16 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from cxr_ray.data.splits import SPLITS
-from cxr_ray.errors import DataError
-from cxr_ray.paths import Location, local_copy, locate, write_atomically
+from cxr_ray.cache import local_copy
+from cxr_ray.data.listing import SetFacts
+from cxr_ray.data.quality_flags import FLAGS, Threshold
+from cxr_ray.data.shards import PixelStore, Shard
+from cxr_ray.data.split_strategies import SplitRecord
+from cxr_ray.data.splits import LEARNING_SPLITS, SPLITS
+from cxr_ray.errors import ConfigError, DataError, did_you_mean
+from cxr_ray.paths import Location, locate
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 DATASET_FILE = "dataset.json"
 MANIFEST_FILE = "manifest.parquet"
 LOOKS_FILE = "looks.jsonl"
@@ -53,18 +58,29 @@ MANIFEST_SCHEMA = pa.schema(
 )
 
 
-class Shard(BaseModel):
-    """One file of pixels: its name, how many images it holds, and the sha256 of the file."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    file: str
-    images: int
-    sha256: str
-
-
 class DatasetInfo(BaseModel):
-    """What `dataset.json` holds."""
+    """What `dataset.json` holds.
+
+    Attributes:
+        schema_version: Of this file.
+        name: What people call the dataset.
+        classes: In the order the network uses.
+        image_size: Edge of the stored squares, pixels.
+        fit: How films were made square.
+        fingerprint: Of everything that training can see; 16 hex digits.
+        manifest_sha256: Of `manifest.parquet`.
+        shards: The pixel files, in order.
+        mask_shards: Files of true finding masks, in order; phantoms only.
+        lung_mask_shards: Files of lung masks, in order; an empty mask where a film has none.
+        counts: Images by split and class.
+        sources: Images by source.
+        licences: Images by licence text.
+        sets: What is known of the public sets the films come from.
+        thresholds: What the quality flags mean in this dataset, by flag.
+        split: How the films were split.
+        warnings: Sentences that every reader of the dataset should see.
+        seed: Of the split.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -74,36 +90,23 @@ class DatasetInfo(BaseModel):
     image_size: int
     fit: str
     fingerprint: str
+    manifest_sha256: str
     shards: list[Shard]
     mask_shards: list[Shard] = []
+    lung_mask_shards: list[Shard] = []
     counts: dict[str, dict[str, int]]
     sources: dict[str, int]
     licences: dict[str, int]
+    sets: list[SetFacts] = []
+    thresholds: dict[str, Threshold] = {}
+    split: SplitRecord
     warnings: list[str] = []
     seed: int = 0
 
-
-class PixelStore:
-    """Images of a dataset by row number, memory-mapped; cheap to send to another process."""
-
-    def __init__(self, root: Path, shards: Iterable[Shard]) -> None:
-        self._files = [(root / shard.file, shard.images) for shard in shards]
-        self._starts = np.cumsum([0] + [images for _, images in self._files])
-        self._maps: dict[int, np.ndarray] = {}
-
-    def __len__(self) -> int:
-        return int(self._starts[-1])
-
-    def __getitem__(self, row: int) -> np.ndarray:
-        """uint8, (size, size), read-only view of image `row`."""
-        shard = int(np.searchsorted(self._starts, row, side="right")) - 1
-        if shard not in self._maps:
-            self._maps[shard] = np.load(self._files[shard][0], mmap_mode="r")
-        return self._maps[shard][row - self._starts[shard]]
-
-    def __getstate__(self) -> dict[str, Any]:
-        # A memory map pickles as its content; the receiving process opens its own.
-        return {**self.__dict__, "_maps": {}}
+    @property
+    def pixel_files(self) -> list[Shard]:
+        """Every file of pixels or masks."""
+        return [*self.shards, *self.mask_shards, *self.lung_mask_shards]
 
 
 @dataclass(frozen=True)
@@ -115,12 +118,23 @@ class Dataset:
         uri: Where the user said it lies (equals `root` unless it was copied from remote storage).
         info: The content of `dataset.json`.
         manifest: One row an image (`MANIFEST_SCHEMA` and ``extra.*`` columns); row i belongs to image i.
+        stored_fingerprint: Of the whole dataset, whatever flags are excluded.
+        exclude_flags: Films with one of these quality flags are in no split; see `excluding`.
+        leakage: What its splits share, where somebody learns from it all the same; see `data.leakage`.
     """
 
     root: Path
     uri: str
     info: DatasetInfo
     manifest: pa.Table
+    stored_fingerprint: str
+    exclude_flags: tuple[str, ...] = ()
+    leakage: str | None = None
+
+    @property
+    def reference(self) -> DatasetReference:
+        """What another process needs to open just this dataset."""
+        return DatasetReference(self.uri, self.exclude_flags, self.leakage)
 
     @property
     def classes(self) -> list[str]:
@@ -141,18 +155,81 @@ class Dataset:
         number = {name: i for i, name in enumerate(self.classes)}
         return np.array([number[name] for name in self.column("label")], np.int64)
 
+    @functools.cached_property
+    def lung_masks(self) -> PixelStore | None:
+        """Masks of the lung fields (uint8, 0 or 255), empty for a film without one; None where no film has one."""
+        return PixelStore(self.root, self.info.lung_mask_shards) if self.info.lung_mask_shards else None
+
     def column(self, name: str) -> list[Any]:
         return self.manifest.column(name).to_pylist()
 
     def rows(self, split: str) -> np.ndarray:
-        """int64: row numbers of a split, ascending."""
-        return np.flatnonzero(np.array(self.column("split")) == split)
+        """int64: row numbers of a split, ascending, without the films that `exclude_flags` keeps out."""
+        inside = np.array(self.column("split")) == split
+        return np.flatnonzero(inside & ~self._excluded) if self.exclude_flags else np.flatnonzero(inside)
+
+    def excluding(self, flags: Sequence[str]) -> Dataset:
+        """The dataset without the films that carry one of some quality flags.
+
+        Row numbers, pixels and manifest stay; `rows`, the counts and the fingerprint change.
+
+        Raises:
+            ConfigError: A flag that does not exist.
+            DataError: A class has no image left in train or val.
+        """
+        wanted = tuple(sorted(set(flags)))
+        for flag in wanted:
+            if flag not in FLAGS:
+                raise ConfigError(
+                    f"there is no quality flag '{flag}'{did_you_mean(flag, FLAGS)}; there are {', '.join(FLAGS)}",
+                    where="--exclude-flags",
+                )
+        if not wanted or wanted == self.exclude_flags:
+            return self
+        if self.exclude_flags:
+            raise ConfigError(f"films with {', '.join(self.exclude_flags)} are excluded already", where=self.uri)
+        digest = hashlib.sha256(json.dumps([self.info.fingerprint, wanted]).encode()).hexdigest()[:16]
+        without = replace(self, exclude_flags=wanted)
+        labels = np.array(self.column("label"))
+        counts = {split: tally(labels[without.rows(split)].tolist(), self.classes) for split in SPLITS}
+        for split in LEARNING_SPLITS:
+            for name, left in counts[split].items():
+                if not left and self.info.counts[split][name]:
+                    raise DataError(
+                        f"class '{name}' has no image in {split} without the films flagged {', '.join(wanted)}",
+                        where=self.uri,
+                        next_step="Exclude fewer flags",
+                    )
+        return replace(without, info=self.info.model_copy(update={"fingerprint": digest, "counts": counts}))
+
+    @functools.cached_property
+    def _excluded(self) -> np.ndarray:
+        unwanted = set(self.exclude_flags)
+        return np.array([not unwanted.isdisjoint(flags or ()) for flags in self.column("quality_flags")], bool)
 
 
-def open_dataset(path: str | os.PathLike[str] | Location) -> Dataset:
+@dataclass(frozen=True)
+class DatasetReference:
+    """A dataset by name, small enough to send to every worker; see `Dataset` for the fields."""
+
+    uri: str
+    exclude_flags: tuple[str, ...] = ()
+    leakage: str | None = None
+
+    def open(self) -> Dataset:
+        """The dataset itself; raises as `open_dataset`."""
+        return replace(open_dataset(self.uri, exclude_flags=self.exclude_flags), leakage=self.leakage)
+
+
+def open_dataset(path: str | os.PathLike[str] | Location, *, exclude_flags: Sequence[str] = ()) -> Dataset:
     """Open a dataset folder, copying it to this node first if it is remote.
 
+    Args:
+        path: A local folder or a URI.
+        exclude_flags: Leave out films with one of these quality flags; see `Dataset.excluding`.
+
     Raises:
+        ConfigError: A flag that does not exist.
         DataError: There is none, it is half-written, it does not fit its own description, or it was damaged on
             the way to this node.
     """
@@ -167,84 +244,12 @@ def open_dataset(path: str | os.PathLike[str] | Location) -> Dataset:
             where=location,
             next_step="Import the dataset again",
         ) from error
-    root = local_copy(
-        location, info.fingerprint, verify=functools.partial(_verify_shards, location=location, info=info)
-    )
-    try:
-        manifest = pq.read_table(root / MANIFEST_FILE)
-    except (OSError, pa.ArrowInvalid) as error:
-        raise DataError(
-            f"{MANIFEST_FILE} cannot be read ({error})", where=location, next_step="Import the dataset again"
-        ) from error
+    sums = {MANIFEST_FILE: info.manifest_sha256} | {shard.file: shard.sha256 for shard in info.pixel_files}
+    root = local_copy(location, info.fingerprint, sums)
+    manifest = _read_manifest(root, location, info)
     _check_shards(root, location, info, manifest.num_rows)
-    return Dataset(root=root, uri=location.uri, info=info, manifest=manifest)
-
-
-def write_dataset(
-    out: Path,
-    rows: list[dict[str, Any]],
-    shards: list[Shard],
-    *,
-    name: str,
-    classes: list[str],
-    image_size: int,
-    fit: str,
-    seed: int,
-    mask_shards: list[Shard] | None = None,
-    licences: dict[str, int] | None = None,
-    warnings: list[str] | None = None,
-) -> Dataset:
-    """Finish a dataset whose pixel shards are already in `out`: the manifest, then, last, `dataset.json`.
-
-    Args:
-        out: The dataset's folder.
-        rows: One an image, in the order of the shards; keys are manifest columns.
-        shards: The pixel files, in order.
-        name: What people call the dataset.
-        classes: In the order the network will use.
-        image_size: Edge of the stored squares, pixels.
-        fit: How films were made square.
-        seed: Of the split.
-        mask_shards: Files of true finding masks, in order.
-        licences: How many images each licence text covers.
-        warnings: Sentences that every reader of the dataset should see.
-    """
-    extra = sorted({key for row in rows for key in row if key.startswith("extra.")})
-    schema = pa.schema([*MANIFEST_SCHEMA, *((name, pa.string()) for name in extra)])
-    manifest = pa.Table.from_pylist(rows, schema=schema)
-    if len({row["image_id"] for row in rows}) != len(rows):
-        raise DataError("two images have the same image_id", where=out, next_step="Please report this")
-    sink = pa.BufferOutputStream()
-    pq.write_table(manifest, sink, compression="zstd")
-    write_atomically(out / MANIFEST_FILE, sink.getvalue().to_pybytes())
-    info = DatasetInfo(
-        name=name,
-        classes=classes,
-        image_size=image_size,
-        fit=fit,
-        fingerprint=_fingerprint(rows, shards, classes, image_size, fit),
-        shards=shards,
-        mask_shards=mask_shards or [],
-        counts={split: _count(rows, split, classes) for split in SPLITS},
-        sources=dict(sorted(Counter(row["source"] for row in rows).items())),
-        licences=licences or {},
-        warnings=warnings or [],
-        seed=seed,
-    )
-    write_atomically(out / DATASET_FILE, (info.model_dump_json(indent=2) + "\n").encode())
-    return open_dataset(out)
-
-
-def write_shard(folder: Path, file: str, images: np.ndarray) -> Shard:
-    """Write one ``.npy`` file of images (uint8, (images, size, size)); its name appears when it is whole."""
-    temporary = folder / f".{file}.partial"
-    with temporary.open("wb") as stream:
-        np.save(stream, images)
-        stream.flush()
-        os.fsync(stream.fileno())
-    digest = file_sha256(temporary)
-    temporary.replace(folder / file)
-    return Shard(file=file, images=len(images), sha256=digest)
+    dataset = Dataset(root=root, uri=location.uri, info=info, manifest=manifest, stored_fingerprint=info.fingerprint)
+    return dataset.excluding(exclude_flags) if exclude_flags else dataset
 
 
 def work_folder(out: Path) -> Path:
@@ -252,53 +257,38 @@ def work_folder(out: Path) -> Path:
     return out.parent / f".{out.name}.importing"
 
 
-def file_sha256(path: Path) -> str:
-    """Hex sha256 of a file, read in pieces."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _fingerprint(rows: list[dict[str, Any]], shards: list[Shard], classes: list[str], image_size: int, fit: str) -> str:
-    """sha256 over everything that training can see, 16 hex digits; independent of how Parquet is encoded."""
-    digest = hashlib.sha256()
-    digest.update(json.dumps([classes, image_size, fit, [shard.sha256 for shard in shards]]).encode())
-    for row in rows:
-        digest.update(json.dumps(row, sort_keys=True, default=str).encode())
-    return digest.hexdigest()[:16]
-
-
-def _count(rows: list[dict[str, Any]], split: str, classes: list[str]) -> dict[str, int]:
-    counts = Counter(row["label"] for row in rows if row["split"] == split)
+def tally(labels: list[str], classes: list[str]) -> dict[str, int]:
+    """Images by class, in the order of the classes, zeros included."""
+    counts = Counter(labels)
     return {name: counts.get(name, 0) for name in classes}
+
+
+def _read_manifest(root: Path, location: Location, info: DatasetInfo) -> pa.Table:
+    try:
+        content = (root / MANIFEST_FILE).read_bytes()
+        if hashlib.sha256(content).hexdigest() != info.manifest_sha256:
+            raise DataError(
+                f"{MANIFEST_FILE} does not match its sha256 in {DATASET_FILE}",
+                where=location,
+                next_step="Import or copy the dataset again",
+            )
+        return pq.read_table(pa.BufferReader(content))
+    except (OSError, pa.ArrowInvalid) as error:
+        raise DataError(
+            f"{MANIFEST_FILE} cannot be read ({error})", where=location, next_step="Import the dataset again"
+        ) from error
 
 
 def _check_shards(root: Path, location: Location, info: DatasetInfo, images: int) -> None:
     if sum(shard.images for shard in info.shards) != images:
         raise DataError("the manifest and the pixel files do not hold the same number of images", where=location)
-    for shard in (*info.shards, *info.mask_shards):
+    for shard in info.pixel_files:
         file = root / shard.file
         expected = shard.images * info.image_size**2
         if not file.exists() or not expected <= file.stat().st_size <= expected + 4096:
             problem = "is missing" if not file.exists() else "has the wrong size"
             raise DataError(
                 f"pixel file {shard.file} {problem}", where=location, next_step="Import or copy the dataset again"
-            )
-
-
-def _verify_shards(root: Path, location: Location, info: DatasetInfo) -> None:
-    """Compare a fresh copy's pixel files with their checksums: once a node, as it takes seconds a gigabyte.
-
-    Raises:
-        DataError: Naming the first file that differs.
-    """
-    for shard in (*info.shards, *info.mask_shards):
-        file = root / shard.file
-        if not file.is_file() or file_sha256(file) != shard.sha256:
-            problem = "does not match its sha256" if file.is_file() else "is missing"
-            raise DataError(
-                f"pixel file {shard.file} {problem} after copying it to this node",
-                where=location,
-                next_step="Try again; if it stays so, the dataset is damaged there: copy or import it again",
             )
 
 
