@@ -1,185 +1,232 @@
-"""DICOM films to 8-bit luminance: modality LUT, VOI LUT or window, photometric interpretation."""
+"""DICOM films to 8-bit luminance."""
 
 from __future__ import annotations
 
 import io
 import re
+import struct
 import warnings
+import zlib
 from typing import Any
 
 import numpy as np
+import pydicom
+from PIL import Image
+from pydicom.dataelem import RawDataElement
+from pydicom.filereader import read_dataset
+from pydicom.pixels.processing import apply_color_lut
+from pydicom.uid import UID, DeflatedExplicitVRLittleEndian, ExplicitVRLittleEndian
+from pydicom.valuerep import EXPLICIT_VR_LENGTH_32
 
+from cxr_ray.data.decode_dicom_gray import to_gray
+from cxr_ray.data.decode_dicom_kinds import check_kind, text_of, view_of
+from cxr_ray.data.decode_dicom_pixels import read_samples
+from cxr_ray.data.decode_image import MAX_AGE, DecodedImage, check_size, look_up, tint_of
 from cxr_ray.errors import DecodeError
 
-MAX_AGE = 150  # years
-_UNCOMPRESSED = {
-    "1.2.840.10008.1.2",
-    "1.2.840.10008.1.2.1",
-    "1.2.840.10008.1.2.2",
-    "1.2.840.10008.1.2.1.99",
-}
+_GRAY = ("MONOCHROME1", "MONOCHROME2")
+_COLOUR = ("RGB", "YBR_FULL", "YBR_FULL_422", "YBR_ICT", "YBR_RCT")
+_PALETTE = "PALETTE COLOR"
+_TAGS = (
+    *("SOPClassUID", "Modality", "Rows", "Columns", "SamplesPerPixel", "PhotometricInterpretation", "NumberOfFrames"),
+    *("BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation", "PlanarConfiguration", "PixelPaddingValue"),
+    *("PixelPaddingRangeLimit", "RescaleSlope", "RescaleIntercept", "ModalityLUTSequence", "VOILUTSequence"),
+    *("WindowCenter", "WindowWidth", "VOILUTFunction"),
+    *(
+        f"{colour}PaletteColorLookupTable{part}"
+        for colour in ("Red", "Green", "Blue")
+        for part in ("Data", "Descriptor")
+    ),
+    *("ViewPosition", "ViewCodeSequence", "PatientOrientation", "SeriesDescription", "ProtocolName"),
+    *("PatientSex", "PatientAge", "PatientID"),
+)
+_LONG_TAGS = {"ModalityLUTSequence": 1 << 20, "VOILUTSequence": 1 << 20, "ViewCodeSequence": 1 << 16}
+_LONGEST = 1 << 18  # bytes of any other element; a palette has half as many
+_MAX_READS = 30_000  # pydicom makes up to three for an element or a fragment; films have some hundred of them
 
 
-def is_dicom(content: bytes) -> bool:
-    """Whether the bytes carry the DICOM preamble (PS3.10 section 7.1)."""
-    return content[128:132] == b"DICM"
+def decode_dicom(content: bytes, *, max_pixels: int) -> DecodedImage:
+    """Decode one single-frame film.
 
+    Gray films go through the modality LUT, the VOI LUT or window and the photometric interpretation, see
+    `cxr_ray.data.decode_dicom_gray.to_gray`; colours become ITU-R BT.601 luminance.
 
-def decode_dicom(content: bytes, *, max_pixels: int) -> dict[str, Any]:
-    """Decode one single-frame DICOM film into the fields of `DecodedImage`.
-
-    The stored values pass the modality LUT and the VOI LUT or window (PS3.3 C.11.1, C.11.2); a film without
-    either is scaled from its smallest to its largest value. MONOCHROME1 is inverted so that bone is bright.
-    Pixel padding (PS3.3 C.7.5.1.1.2) counts for nothing and is black.
+    Args:
+        content: The whole file.
+        max_pixels: Refused above this, from the header.
 
     Raises:
-        DecodeError: For objects without pixels, several frames, colour layouts other than gray or RGB,
-            too many pixels, or a transfer syntax whose decoder is not installed.
+        DecodeError: For objects that are no projection radiographs, several frames, layouts of pixels that no film
+            has, too many pixels, a transfer syntax whose decoder is not installed, and damaged files.
     """
-    import pydicom
-    from pydicom.pixels.processing import apply_modality_lut, apply_voi_lut
-
+    syntax = UID("")
     with warnings.catch_warnings():
         # pydicom warns about values that break the standard but do not touch the pixels.
         warnings.simplefilter("ignore")
         try:
-            header = pydicom.dcmread(io.BytesIO(content), stop_before_pixels=True)
-            _check_header(header, max_pixels)
-            dataset = pydicom.dcmread(io.BytesIO(content))
-            if "PixelData" not in dataset:
-                raise DecodeError("is a DICOM object without an image", code="unsupported")
-            values = dataset.pixel_array
-            photometric = str(dataset.get("PhotometricInterpretation", "MONOCHROME2"))
-            bit_depth = int(dataset.get("BitsStored", 8))
-            _drop_empty_transforms(dataset)
-            if values.ndim == 3:
-                pixels = _luminance(_full_range(values.astype(np.float32), bit_depth))
-            else:
-                padding = _padding(values, dataset)
-                has_window = "WindowCenter" in dataset or "VOILUTSequence" in dataset
-                values = apply_voi_lut(apply_modality_lut(values, dataset), dataset)
-                pixels = _stretch(np.asarray(values, np.float32), dataset, has_window, ~padding)
-                if photometric == "MONOCHROME1":
-                    pixels = 255 - pixels
-                pixels[padding] = 0
-            tags = {
-                "view": _text(header, "ViewPosition"),
-                "sex": _text(header, "PatientSex"),
-                "age": _age(header),
-                "patient_id": _text(header, "PatientID"),
-            }
+            dataset = _read(content, max_pixels)
+            syntax = _syntax(dataset)
+            samples, photometric = read_samples(dataset, syntax)
+            pixels, tint = _luminance(samples, photometric, dataset)
+            return DecodedImage(
+                pixels=np.ascontiguousarray(pixels),
+                bit_depth=int(dataset.get("BitsStored", 0) or dataset.BitsAllocated),
+                width=int(dataset.Columns),
+                height=int(dataset.Rows),
+                tint=tint,
+                view=view_of(dataset),
+                sex=text_of(dataset, "PatientSex"),
+                age=_age(dataset),
+                patient_id=text_of(dataset, "PatientID"),
+            )
         except DecodeError:
             raise
         except Exception as error:
             # pydicom and its plug-ins raise many types on damaged files; all mean the same to the reader.
-            raise _explain(error, content) from error
-    return {"pixels": np.ascontiguousarray(pixels), "bit_depth": bit_depth, **tags}
+            raise _explain(error, syntax) from error
 
 
-def _check_header(header: Any, max_pixels: int) -> None:
-    if "Rows" not in header or "Columns" not in header:
-        kind = str(header.get("SOPClassUID", "unknown"))
-        raise DecodeError(f"is a DICOM object without an image (SOP class {kind})", code="unsupported")
-    frames = int(header.get("NumberOfFrames", 1) or 1)
+class _CountedReader(io.BytesIO):
+    """A file that ends the work of reading endless small elements, which takes minutes and gigabytes."""
+
+    _reads = 0
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        self._reads += 1
+        if self._reads > _MAX_READS:
+            raise DecodeError("has more DICOM elements or fragments than any film", code="unsupported")
+        return super().read(size)
+
+
+def _read(content: bytes, max_pixels: int) -> Any:
+    """The dataset, its pixels read only once its header has been found good."""
+    file = _CountedReader(_inflated(content, max_pixels))
+    dataset = pydicom.dcmread(file, force=True, stop_before_pixels=True, specific_tags=list(_TAGS))
+    for keyword in _TAGS:
+        element = dataset.get_item(keyword)
+        length = len(element.value or b"") if isinstance(element, RawDataElement) else 0
+        if length > _LONG_TAGS.get(keyword, _LONGEST):
+            raise DecodeError(f"is a damaged DICOM file ({keyword} has {length:,} bytes)")
+    check_kind(dataset)
+    _check_layout(dataset, len(content), max_pixels)
+    # The file stands where the pixels start; where they are cut short, pydicom finds none at all.
+    implicit, little = dataset.original_encoding
+    rest = read_dataset(file, bool(implicit), bool(little))
+    if "PixelData" not in rest:
+        if "FloatPixelData" in rest or "DoubleFloatPixelData" in rest:
+            raise DecodeError("stores floating-point pixels, as no film does", code="unsupported")
+        raise DecodeError("is truncated: the file ends before its last pixel", code="truncated")
+    dataset["PixelData"] = rest["PixelData"]
+    return dataset
+
+
+def _inflated(content: bytes, max_pixels: int) -> bytes:
+    """The same file without the compression of its dataset (PS3.5 section A.5), as far as a film may have bytes."""
+    start, syntax = _file_meta(content)
+    if syntax != DeflatedExplicitVRLittleEndian:
+        return content
+    longest = 2 * max_pixels + (1 << 22)
+    inflater = zlib.decompressobj(-zlib.MAX_WBITS)
+    dataset = inflater.decompress(content[start:], longest)
+    if inflater.unconsumed_tail:
+        raise DecodeError(f"has more than the {max_pixels:,} pixels allowed", code="too_many_pixels")
+    if not inflater.eof:
+        raise DecodeError("is truncated: the file ends before its last pixel", code="truncated")
+    plain = ExplicitVRLittleEndian.encode().ljust(len(syntax), b"\0")
+    return content[:start].replace(syntax.encode(), plain) + dataset
+
+
+def _file_meta(content: bytes) -> tuple[int, str]:
+    """Where the dataset starts, and the transfer syntax that group 0002 names."""
+    position, syntax = 132 if content[128:132] == b"DICM" else 0, ""
+    while content[position : position + 2] == b"\x02\0" and position + 12 <= len(content):
+        _, element, vr, length = struct.unpack_from("<HH2sH", content, position)
+        value = position + 8
+        if vr.decode("latin-1") in EXPLICIT_VR_LENGTH_32:
+            value, length = position + 12, struct.unpack_from("<I", content, position + 8)[0]
+        if element == 0x0010:
+            syntax = content[value : value + length].decode("latin-1").rstrip("\0 ")
+        position = value + length
+    return position, syntax
+
+
+def _syntax(dataset: Any) -> UID:
+    """The transfer syntax; guessed, where the file does not name it, from how it is written."""
+    named = dataset.file_meta.get("TransferSyntaxUID")
+    if named:
+        # Files that name a syntax of their device's own are mostly written in a standard one.
+        return UID(str(named))
+    if dataset["PixelData"].is_undefined_length:
+        raise DecodeError("does not say how its pixels are compressed", code="unsupported")
+    implicit, little = dataset.original_encoding
+    return UID("1.2.840.10008.1.2" if implicit else "1.2.840.10008.1.2.1" if little else "1.2.840.10008.1.2.2")
+
+
+def _check_layout(dataset: Any, file_bytes: int, max_pixels: int) -> None:
+    frames = int(dataset.get("NumberOfFrames", 1) or 1)
     if frames > 1:
         raise DecodeError(f"has {frames} frames; a radiograph has one", code="unsupported")
-    rows, columns = int(header.Rows), int(header.Columns)
-    if rows * columns > max_pixels:
-        problem = f"has {columns:,} x {rows:,} pixels, more than the {max_pixels:,} allowed"
-        raise DecodeError(problem, code="too_many_pixels")
-    if min(rows, columns) < 2:
-        raise DecodeError(f"is {columns} x {rows} pixels, too small for a film", code="unsupported")
-    photometric = str(header.get("PhotometricInterpretation", "MONOCHROME2"))
-    if photometric not in ("MONOCHROME1", "MONOCHROME2", "RGB", "YBR_FULL", "YBR_FULL_422"):
-        raise DecodeError(f"has the photometric interpretation {photometric}", code="unsupported")
+    check_size(int(dataset.Columns), int(dataset.Rows), file_bytes, max_pixels)
+    samples = int(dataset.get("SamplesPerPixel", 1) or 1)
+    photometric = str(dataset.get("PhotometricInterpretation", "") or ("MONOCHROME2" if samples == 1 else "RGB"))
+    if (samples, photometric) not in [*((1, name) for name in (*_GRAY, _PALETTE)), *((3, name) for name in _COLOUR)]:
+        problem = f"has {samples} samples a pixel with the photometric interpretation {photometric}"
+        raise DecodeError(problem, code="unsupported")
+    allocated = int(dataset.get("BitsAllocated", 0) or 0)
+    if allocated not in ((1, 8, 16) if samples == 1 else (8, 16)):
+        raise DecodeError(f"stores {allocated} bits a sample; films have 8 or 16", code="unsupported")
+    # What is missing has one meaning for a film, and pydicom asks for it.
+    dataset.SamplesPerPixel, dataset.PhotometricInterpretation = samples, photometric
+    dataset.NumberOfFrames = 1
+    for keyword, value in (("BitsStored", allocated), ("PixelRepresentation", 0), ("PlanarConfiguration", 0)):
+        if dataset.get(keyword) in (None, ""):
+            setattr(dataset, keyword, value)
 
 
-def _drop_empty_transforms(dataset: Any) -> None:
-    """Anonymisation leaves empty elements behind; they mean as much as none, and pydicom stumbles over them."""
-    for first, second in (("WindowCenter", "WindowWidth"), ("RescaleSlope", "RescaleIntercept")):
-        values = [dataset.get(keyword) for keyword in (first, second)]
-        if any(value in (None, "") for value in values) or (first == "WindowCenter" and _first(values[1]) < 1):
-            for keyword in (first, second):
-                if keyword in dataset:
-                    delattr(dataset, keyword)
-    if "VOILUTSequence" in dataset and not dataset.VOILUTSequence:
-        del dataset.VOILUTSequence
+def _luminance(samples: np.ndarray, photometric: str, dataset: Any) -> tuple[np.ndarray, float]:
+    """uint8, (H, W), and the tint."""
+    if photometric in _GRAY:
+        return to_gray(samples, dataset, inverted=photometric == "MONOCHROME1"), 0.0
+    if photometric == _PALETTE:
+        return _from_palette(samples, dataset)
+    if samples.dtype == np.uint16:
+        top = (1 << int(dataset.BitsStored)) - 1
+        table = ((np.arange(65536) & top) * (255.0 / top)).round().astype(np.uint8)
+        samples = np.stack([look_up(table, samples[..., k]) for k in range(3)], axis=-1)
+    small = np.ascontiguousarray(samples[:: max(1, len(samples) // 64), :: max(1, samples.shape[1] // 64)])
+    if photometric.startswith("YBR"):
+        return samples[..., 0], tint_of(np.asarray(Image.fromarray(small, "YCbCr").convert("RGB")))
+    return np.asarray(Image.fromarray(np.ascontiguousarray(samples)).convert("L")), tint_of(small)
 
 
-def _first(value: Any) -> float:
-    return float(value[0] if isinstance(value, (list, tuple)) or hasattr(value, "__len__") else value)
+def _from_palette(samples: np.ndarray, dataset: Any) -> tuple[np.ndarray, float]:
+    values = np.arange(1 << 8 * samples.itemsize, dtype=samples.dtype)
+    colours = apply_color_lut(values, dataset)
+    rgb = (colours >> 8 if colours.dtype == np.uint16 else colours).astype(np.uint8)
+    table = np.asarray(Image.fromarray(rgb[None]).convert("L"))[0]
+    return look_up(table, samples), tint_of(
+        rgb[samples[:: max(1, len(samples) // 64), :: max(1, samples.shape[1] // 64)]]
+    )
 
 
-def _padding(values: np.ndarray, dataset: Any) -> np.ndarray:
-    """bool, the shape of the stored `values`: which of them fill the frame and belong to no film."""
-    tags = [dataset.get(keyword) for keyword in ("PixelPaddingValue", "PixelPaddingRangeLimit")]
-    if tags[0] in (None, ""):
-        return np.zeros(values.shape, bool)
-    limits = np.array([int(tag) for tag in tags if tag not in (None, "")])
-    if values.dtype.itemsize == 2:
-        # The tags have 16 bits, and some devices write them unsigned beside signed pixels.
-        limits = limits.astype(values.dtype)
-    return (values >= limits.min()) & (values <= limits.max())
-
-
-def _stretch(values: np.ndarray, dataset: Any, has_window: bool, film: np.ndarray) -> np.ndarray:
-    """Values after the VOI transform to 0..255; `film` is bool, False where there is padding."""
-    if has_window:
-        # apply_voi_lut maps a window onto the full range of the stored type.
-        bits = int(dataset.get("BitsStored", 8))
-        sequence = dataset.get("VOILUTSequence")
-        table = sequence or dataset.get("ModalityLUTSequence")
-        if table:
-            low, high = 0.0, float(2 ** int(table[0].LUTDescriptor[2]) - 1)
-        elif int(dataset.get("PixelRepresentation", 0)) == 1:
-            low, high = -float(2 ** (bits - 1)), float(2 ** (bits - 1) - 1)
-        else:
-            low, high = 0.0, float(2**bits - 1)
-        if "RescaleSlope" in dataset and not sequence:
-            slope, intercept = float(dataset.RescaleSlope), float(dataset.get("RescaleIntercept", 0))
-            # A negative slope swaps them, here and in apply_voi_lut.
-            low, high = low * slope + intercept, high * slope + intercept
-    else:
-        low, high = (float(values[film].min()), float(values[film].max())) if film.any() else (0.0, 0.0)
-    if high == low:
-        return np.zeros(values.shape, np.uint8)
-    return ((values - low) * (255.0 / (high - low))).clip(0, 255).round().astype(np.uint8)
-
-
-def _full_range(values: np.ndarray, bit_depth: int) -> np.ndarray:
-    return values * (255.0 / (2**bit_depth - 1))
-
-
-def _luminance(rgb: np.ndarray) -> np.ndarray:
-    weights = np.array([0.299, 0.587, 0.114], np.float32)  # ITU-R BT.601, as Pillow's convert("L")
-    return (rgb @ weights).clip(0, 255).round().astype(np.uint8)
-
-
-def _explain(error: Exception, content: bytes) -> DecodeError:
-    text = str(error)
-    syntax = re.search(rb"1\.2\.840\.10008\.1\.2[.\d]*", content[:2048])
-    name = syntax.group().decode().rstrip(".") if syntax else "unknown"
-    compressed = name not in _UNCOMPRESSED
-    # pydicom names the plugins that tried: a damaged film is what the proper ones could not read, either.
-    tried = re.search(r"\b(pylibjpeg|pydicom): ", text)
-    if compressed and not tried and ("missing dependencies" in text or "plugin" in text.lower()):
+def _explain(error: Exception, syntax: UID) -> DecodeError:
+    text = " ".join(str(error).split())
+    # pydicom names the plug-ins that tried: a damaged film is what the proper ones could not read, either.
+    tried = re.search(r"\b(pylibjpeg|pydicom|pillow): ", text)
+    if not tried and "missing dependencies" in text:
         return DecodeError(
-            f"is compressed with transfer syntax {name}, whose decoder is not installed",
+            f"is compressed with transfer syntax {syntax.name}, whose decoder is not installed",
             next_step="Install it with: pip install 'cxr_ray[dicom]'",
             code="unsupported",
         )
-    if "less than" in text or "bytes of pixel data" in text or isinstance(error, EOFError):
+    words = ("less than", "bytes of pixel data", "not enough", "truncated")
+    if any(word in text for word in words) or isinstance(error, EOFError):
         return DecodeError("is truncated: the file ends before its last pixel", code="truncated")
-    return DecodeError(f"is a damaged DICOM file ({' '.join(text.split()) or type(error).__name__})")
+    return DecodeError(f"is a damaged DICOM file ({text or type(error).__name__})")
 
 
-def _text(header: Any, keyword: str) -> str | None:
-    value = str(header.get(keyword, "") or "").strip()
-    return value or None
-
-
-def _age(header: Any) -> float | None:
-    match = re.fullmatch(r"(\d{1,3})([DWMY])", _text(header, "PatientAge") or "")
+def _age(dataset: Any) -> float | None:
+    match = re.fullmatch(r"(\d{1,3})([DWMY])", text_of(dataset, "PatientAge") or "")
     if not match:
         return None
     years = int(match[1]) / {"D": 365.25, "W": 52.18, "M": 12.0, "Y": 1.0}[match[2]]
