@@ -1,0 +1,124 @@
+"""Whether two films show the same: aligned, and compared in their detail.
+
+Chest films of one framing correlate above 0.97 whoever they show, because lungs are dark and the rest is bright. What
+tells them apart is the detail within these areas. So the correlation that counts is that of locally normalised
+films: each pixel less the mean around it, over the standard deviation around it.
+
+Measured on 2,007 real films: 99.8 % of 2,002 planted copies reach 0.93, and so do two pairs of the films themselves,
+both of which are copies. Consecutive films of one patient reach 0.92, films of different people stay below 0.85.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+
+CONFIRMED = 0.93  # correlation of detail from which on two films show the same; see `find_near_duplicates`
+
+_COARSE = 16  # pixels a side of the first look
+_COARSE_ALIKE = 0.95  # correlation at the first look below which no copy was seen
+_DETAIL = 4.0  # pixels: standard deviation of the Gaussian that "around" means
+_NOISE = 1e-3  # variance below which an area counts as flat, for films of range 0 to 1
+_LEAST_OVERLAP = 0.5  # of a film
+_STOP = (cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, 50, 1e-4)
+
+
+def confirm(pairs: Sequence[np.ndarray] | np.ndarray) -> np.ndarray:
+    """Compare pairs of films.
+
+    Args:
+        pairs: uint8, (2, n, 64, 64): thumbnails (see `duplicate_candidates.thumbnail`), the first and the second of
+            each pair.
+
+    Returns:
+        float64, (n,), rounded to 4 digits: the correlation of their detail after alignment, or 0 where a first look
+        shows different films or no alignment is found.
+    """
+    first, second = pairs
+    alike = coarse_correlation(first, second) >= _COARSE_ALIKE
+    correlations = np.zeros(len(first))
+    for i in np.flatnonzero(alike):
+        correlations[i] = round(detail_correlation(first[i], second[i]), 4)
+    return correlations
+
+
+def coarse_correlation(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Correlation after removing what a small affine movement could explain, for many pairs at once.
+
+    This is the tangent distance (Simard et al. 1993) as a correlation: small movements of a film span, to first
+    order, the space of its gradient times 1, x and y, and both films are compared outside that space.
+
+    Args:
+        first: uint8, (n, 64, 64).
+        second: uint8, (n, 64, 64).
+
+    Returns:
+        float32, (n,), -1 to 1.
+    """
+    a, b = _coarse(first), _coarse(second)
+    dy, dx = np.gradient(a, axis=(1, 2))
+    y, x = np.mgrid[-1 : 1 : _COARSE * 1j, -1 : 1 : _COARSE * 1j].astype(np.float32)
+    movements = np.stack([np.ones_like(a), dx, dy, x * dx, y * dx, x * dy, y * dy], axis=1)
+    inner = slice(1, -1)  # at the edge, what a movement brings in from outside is unknown
+    movements = movements[:, :, inner, inner].reshape(len(a), 7, -1)
+    films = np.stack([a, b], axis=1)[:, :, inner, inner].reshape(len(a), 2, -1)
+    gram = movements @ movements.transpose(0, 2, 1) + 1e-4 * np.eye(7, dtype=np.float32)
+    explained = np.linalg.solve(gram, movements @ films.transpose(0, 2, 1))
+    rest = films - explained.transpose(0, 2, 1) @ movements
+    norms = np.linalg.norm(rest, axis=2)
+    return (rest[:, 0] * rest[:, 1]).sum(axis=1) / np.maximum(norms[:, 0] * norms[:, 1], 1e-9)
+
+
+def detail_correlation(first: np.ndarray, second: np.ndarray) -> float:
+    """Normalised correlation of two films' detail, after aligning the second with the first by an affine map.
+
+    The alignment maximises the enhanced correlation coefficient (Evangelidis and Psarakis 2008). Pixels that only
+    one film shows, or that are clipped to black or white in one, do not count.
+
+    Args:
+        first: uint8, (64, 64).
+        second: uint8, (64, 64).
+
+    Returns:
+        -1 to 1; 0 where no alignment is found or the films share less than half of their area.
+    """
+    a, b = (film.astype(np.float32) / 255 for film in (first, second))
+    try:
+        _, matrix = cv2.findTransformECC(a, b, np.eye(2, 3, dtype=np.float32), cv2.MOTION_AFFINE, _STOP)
+    except cv2.error:  # it does not converge: these are different films
+        return 0.0
+    shared = _moved(np.ones_like(b), matrix) > 0.99
+    near_edge = cv2.erode(shared.astype(np.uint8), np.ones((5, 5), np.uint8), borderValue=1) == 0
+    if 1 - near_edge.mean() < _LEAST_OVERLAP:
+        return 0.0
+    clipped = _clipped(first) | (_moved(_clipped(second).astype(np.float32), matrix) > 0.01)
+    counted = ~near_edge & ~clipped
+    if counted.mean() < _LEAST_OVERLAP / 2:
+        return 0.0
+    details = (_detail(a)[counted], _detail(np.where(shared, _moved(b, matrix), a))[counted])
+    x, y = (detail - detail.mean() for detail in details)
+    return float((x * y).sum() / max(np.sqrt((x * x).sum() * (y * y).sum()), 1e-9))
+
+
+def _coarse(films: np.ndarray) -> np.ndarray:
+    small = [cv2.resize(film, (_COARSE, _COARSE), interpolation=cv2.INTER_AREA) for film in films]
+    values = np.stack([cv2.GaussianBlur(film.astype(np.float32), (0, 0), 0.75) for film in small]) / 255
+    return values - values.mean(axis=(1, 2), keepdims=True)
+
+
+def _moved(film: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    return cv2.warpAffine(film, matrix, film.shape, flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP)
+
+
+def _detail(film: np.ndarray) -> np.ndarray:
+    mean = cv2.GaussianBlur(film, (0, 0), _DETAIL)
+    variance = cv2.GaussianBlur(film * film, (0, 0), _DETAIL) - mean * mean
+    return (film - mean) / np.sqrt(np.maximum(variance, 0) + _NOISE)
+
+
+def _clipped(film: np.ndarray) -> np.ndarray:
+    """bool, (64, 64): inside areas of the film's darkest or brightest value."""
+    extreme = (film == film.min()) | (film == film.max())
+    return cv2.erode(extreme.astype(np.uint8), np.ones((3, 3), np.uint8), borderValue=1) > 0
