@@ -14,11 +14,13 @@ import numpy as np
 
 from cxr_ray.data.phantom_anatomy import Anatomy, develop, draw_anatomy, pleura
 from cxr_ray.data.phantom_drawing import GRID, blank, fill, grain, mirror, smooth, soften, trace
+from cxr_ray.data.phantom_looks import Look, apply_look
 from cxr_ray.errors import DataError, did_you_mean
 
 PHANTOM_CLASSES = ("normal", "covid", "lung_opacity", "viral_pneumonia", "tuberculosis")
 
 _SMALLEST = 64  # pixels a side; below this a nodule is less than a pixel
+_LOOK_STREAM = 101  # of random numbers, beside the person's and those of the labels
 _HARD_SHARE = 0.1  # of the films with a finding: so faint that a reader may miss it
 _SIDES = (-1, 1)  # the patient's right (image left) and left
 
@@ -46,7 +48,7 @@ class Phantom:
     view: str
 
 
-def draw_phantom(label: str, *, seed: int, index: int, size: int = GRID) -> Phantom:
+def draw_phantom(label: str, *, seed: int, index: int, size: int = GRID, look: Look | None = None) -> Phantom:
     """Draw one film.
 
     The same arguments give the same bytes in any order and process. The same `seed` and `index` give the same
@@ -60,6 +62,8 @@ def draw_phantom(label: str, *, seed: int, index: int, size: int = GRID) -> Phan
         seed: 0 or more; one a data set.
         index: 0 or more; one a film.
         size: Pixels a side, 64 or more. Drawn at 224 and resampled.
+        look: Of the source the film comes from; it changes the pixels, never the person, the finding or the masks.
+            None leaves the film as it was developed.
 
     Returns:
         The film, its masks and the person's data.
@@ -85,6 +89,8 @@ def draw_phantom(label: str, *, seed: int, index: int, size: int = GRID) -> Phan
         attenuation = attenuation + anatomy.air * np.clip(severity * opacity, 0, 1).astype(np.float32)
         mask = np.logical_and(extent, lungs)
     pixels = develop(attenuation, person_rng)
+    if look is not None:
+        pixels = apply_look(pixels, lungs, look, np.random.default_rng([seed, index, _LOOK_STREAM]))
     return Phantom(
         pixels=_resample(pixels, size),
         finding_mask=_resample_mask(mask, size),
