@@ -7,8 +7,6 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from cxr_ray.errors import DataError
-
 SPLITS = ("train", "val", "calibration", "test")
 RATIOS = {"train": 0.65, "val": 0.10, "calibration": 0.10, "test": 0.15}
 LEARNING_SPLITS = ("train", "val")  # a class that is missing here cannot be learnt
@@ -135,46 +133,3 @@ def _reach_every_split(split_of: dict[int, str], labels_of: Mapping[int, list[st
                     held[other, split_of[group]].remove(group)
                     held[other, split].add(group)
                 split_of[group] = split
-
-
-def check_given(
-    splits: Sequence[str], patient_ids: Sequence[str | None], duplicate_groups: Sequence[str], paths: Sequence[str]
-) -> list[str]:
-    """Check a split column that came with the data.
-
-    Returns:
-        What is wrong with it, a clause each: patients or exact duplicates in more than one split.
-
-    Raises:
-        DataError: A name that is not one of `SPLITS`, or no training images.
-    """
-    for split, path in zip(splits, paths, strict=True):
-        if split not in SPLITS:
-            raise DataError(
-                f"split '{split}' of image '{path}' is not one of {', '.join(SPLITS)}",
-                next_step="Correct the split column, or leave it out to have the import split the images",
-            )
-    missing = [split for split in LEARNING_SPLITS if split not in splits]
-    if missing:
-        raise DataError(
-            f"the split column names no image for {' and none for '.join(map(repr, missing))}",
-            next_step="Name some, or leave the column out to have the import split the images",
-        )
-    problems = []
-    one_person = (
-        " (ids are compared over all sources: if these number their patients independently, put the source in "
-        "front of the id)"
-    )
-    for what, keys, hint in (("patient", patient_ids, one_person), ("duplicate group", duplicate_groups, "")):
-        seen: dict[str, dict[str, str]] = defaultdict(dict)
-        for key, split, path in zip(keys, splits, paths, strict=True):
-            if key is not None:
-                seen[key].setdefault(split, path)
-        crossing = {key: where for key, where in seen.items() if len(where) > 1}
-        if crossing:
-            examples = "; ".join(
-                f"{key}: " + ", ".join(f"{path} in {split}" for split, path in where.items())
-                for key, where in list(crossing.items())[:3]
-            )
-            problems.append(f"{len(crossing)} {what}(s) lie in more than one split, for example {examples}{hint}")
-    return problems
