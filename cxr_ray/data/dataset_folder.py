@@ -6,15 +6,15 @@ import re
 import shutil
 from pathlib import Path
 
-from cxr_ray.data.sources import absolute_path
 from cxr_ray.data.store import DATASET_FILE, LOOKS_FILE
 from cxr_ray.errors import ConfigError, DataError
+from cxr_ray.paths import absolute_path
 
 MARKS = ".import"  # an import's notes on the shards it has finished, inside the folder it builds in
 MIN_SIZE = 64  # the networks' smallest input
 MAX_SIZE = 4096  # the largest detectors; a typing error of a few zeros would fill memory
 _OURS = re.compile(
-    r"dataset\.json|manifest\.parquet|import_report\.json|looks\.jsonl|\.import|(pixels|masks)-\d{5}\.npy"
+    r"dataset\.json|manifest\.parquet|import_report\.json|looks\.jsonl|\.import|(pixels|masks|lung-masks)-\d{5}\.npy"
 )
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
+from typing import Literal
 
 import cv2
 import numpy as np
@@ -17,6 +19,8 @@ from cxr_ray.data.store import Dataset, PixelStore
 from cxr_ray.errors import ConfigError
 
 Batch = tuple[Tensor, Tensor, Tensor]
+Position = tuple[int, int, int]
+Sampling = Literal["shuffle", "class_balanced"]
 
 
 class FilmDataset(TorchDataset[tuple[np.ndarray, int, int]]):
@@ -27,7 +31,8 @@ class FilmDataset(TorchDataset[tuple[np.ndarray, int, int]]):
         rows: int64, row numbers; item i is row ``rows[i]``.
         image_size: Edge of the network's input in pixels, at most the dataset's.
         augment: The dials; None for none.
-        seed: Of the augmentation; a film's transform follows from (seed, epoch, row) alone.
+        seed: Of the augmentation; a film's transform follows from (seed, epoch, row) alone, and from how often the
+            epoch has had the film already.
     """
 
     def __init__(
@@ -48,33 +53,46 @@ class FilmDataset(TorchDataset[tuple[np.ndarray, int, int]]):
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, item: tuple[int, int]) -> tuple[np.ndarray, int, int]:
-        """(pixels uint8 (S, S), label, row) of an (epoch, position) pair."""
-        epoch, position = item
+    def __getitem__(self, item: Position) -> tuple[np.ndarray, int, int]:
+        """(pixels uint8 (S, S), label, row) of an (epoch, position, how often the film came before) triple."""
+        epoch, position, repeat = item
         row = int(self.rows[position])
         pixels = fit_square(self._pixels[row], self._image_size, "squash")
         if self._augmentation is not None:
-            seed = int(np.random.SeedSequence([self._seed, epoch, row]).generate_state(1)[0])
+            seed = int(np.random.SeedSequence([self._seed, epoch, row, repeat]).generate_state(1)[0])
             pixels = self._augmentation(pixels, seed)
         return pixels, int(self._labels[position]), row
 
 
-class TrainSampler(Sampler[list[tuple[int, int]]]):
+class TrainSampler(Sampler[list[Position]]):
     """Batches of a shuffled epoch: every worker draws the same global batches and takes its own part of each.
 
-    The last, incomplete global batch is left out; the next epoch shuffles anew.
+    The last, incomplete global batch is left out; the next epoch shuffles anew. The order follows from (seed, epoch)
+    alone, so a run that is resumed goes on with just the batches it would have had.
 
     Args:
-        images: Number of training images.
+        labels: int64, (images,): class numbers of the training images.
         batch_size: Global batch size, over all workers.
         rank: This worker's number.
         world_size: Number of workers.
         seed: Of the shuffling.
+        sampling: ``shuffle`` has every image once an epoch. ``class_balanced`` has every class equally often: images
+            of rare classes come again and again, each time augmented anew, of frequent ones some epochs go without.
     """
 
-    def __init__(self, images: int, batch_size: int, rank: int, world_size: int, seed: int) -> None:
-        self._images = images
-        self.batch_size = min(batch_size, images)
+    def __init__(
+        self,
+        labels: np.ndarray,
+        batch_size: int,
+        rank: int,
+        world_size: int,
+        seed: int,
+        sampling: Sampling = "shuffle",
+    ) -> None:
+        self._images = len(labels)
+        self._classes = [np.flatnonzero(labels == k) for k in np.unique(labels)]
+        self._balanced = sampling == "class_balanced"
+        self.batch_size = min(batch_size, self._images)
         self._rank = rank
         self._world_size = world_size
         self._seed = seed
@@ -83,11 +101,25 @@ class TrainSampler(Sampler[list[tuple[int, int]]]):
     def __len__(self) -> int:
         return self._images // self.batch_size
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        order = np.random.default_rng([self._seed, self.epoch]).permutation(self._images)
+    def __iter__(self) -> Iterator[list[Position]]:
+        random = np.random.default_rng([self._seed, self.epoch])
+        order = self._balanced_order(random) if self._balanced else random.permutation(self._images)
+        had: Counter[int] = Counter()
         for start in range(0, len(self) * self.batch_size, self.batch_size):
-            batch = order[start : start + self.batch_size]
-            yield [(self.epoch, int(i)) for i in batch[self._rank :: self._world_size]]
+            batch = []
+            for position in order[start : start + self.batch_size].tolist():
+                batch.append((self.epoch, position, had[position]))
+                had[position] += 1
+            yield batch[self._rank :: self._world_size]
+
+    def _balanced_order(self, random: np.random.Generator) -> np.ndarray:
+        share = -(-self._images // len(self._classes))
+        drawn = []
+        for positions in self._classes:
+            # Whole permutations one after the other: no image comes twice before all have come once.
+            rounds = -(-share // len(positions))
+            drawn.append(np.concatenate([random.permutation(positions) for _ in range(rounds)])[:share])
+        return random.permutation(np.concatenate(drawn))[: self._images]
 
 
 def check_batch(batch_size: int, images: int, workers: int) -> None:
@@ -130,7 +162,7 @@ def eval_batches(films: FilmDataset, batch_size: int, rank: int = 0, world_size:
     """Batches of every `world_size`-th film from `rank` on, in order, nothing padded or left out."""
     positions = range(rank, len(films), world_size)
     for start in range(0, len(positions), batch_size):
-        yield _collate([films[0, position] for position in positions[start : start + batch_size]])
+        yield _collate([films[0, position, 0] for position in positions[start : start + batch_size]])
 
 
 def to_input(images_uint8: Tensor) -> Tensor:

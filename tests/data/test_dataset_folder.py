@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from cxr_ray.data import importers
+from cxr_ray.data import import_work
 from cxr_ray.data.dataset_folder import swap_in
 from cxr_ray.data.importers import import_dataset
 from cxr_ray.data.phantom_dataset import make_phantoms
@@ -84,9 +84,10 @@ def test_an_interrupted_overwriting_import_leaves_the_old_dataset_as_it_was(film
 
 def test_an_overwriting_import_killed_midway_is_completed_without_redoing_shards(tmp_path, films, out, monkeypatch):
     script = (
-        "import time, cxr_ray.data.importers as i; i.SHARD_IMAGES = 16; original = i.decode_chunk\n"
+        "import time, cxr_ray.data.import_work as i; i.SHARD_IMAGES = 16; original = i.decode_chunk\n"
+        "from cxr_ray.data.importers import import_dataset\n"
         "def slow(chunk):\n    time.sleep(0.3); return original(chunk)\n"
-        f"i.decode_chunk = slow; i.import_dataset({str(films)!r}, {str(out)!r}, size=96, overwrite=True, quiet=True)"
+        f"i.decode_chunk = slow; import_dataset({str(films)!r}, {str(out)!r}, size=96, overwrite=True, quiet=True)"
     )
     before = contents(out)
     process = subprocess.Popen([sys.executable, "-c", script])
@@ -101,7 +102,7 @@ def test_an_overwriting_import_killed_midway_is_completed_without_redoing_shards
     with pytest.raises(DataError, match="Give --overwrite to replace it"):
         import_dataset(films, out, size=96, quiet=True)
     finished = {file.name: file.stat().st_mtime_ns for file in work.glob("pixels-*.npy")}
-    monkeypatch.setattr(importers, "SHARD_IMAGES", 16)
+    monkeypatch.setattr(import_work, "SHARD_IMAGES", 16)
     dataset = import_dataset(films, out, size=96, overwrite=True, quiet=True)
     assert dataset.info.image_size == 96
     assert {name: (out / name).stat().st_mtime_ns for name in finished} == finished
@@ -110,13 +111,14 @@ def test_an_overwriting_import_killed_midway_is_completed_without_redoing_shards
 
 
 def test_a_finished_shard_whose_pixels_were_lost_or_damaged_is_decoded_again(tmp_path, films, monkeypatch):
-    monkeypatch.setattr(importers, "SHARD_IMAGES", 16)
+    monkeypatch.setattr(import_work, "SHARD_IMAGES", 16)
     whole = import_dataset(films, tmp_path / "whole", size=64, quiet=True)
 
     def stop_late(function, items):
-        yield from map(function, items)
-        if len(list((tmp_path / ".out.importing" / ".import").glob("shard-*.json"))) == 3:
-            raise KeyboardInterrupt
+        for result in map(function, items):
+            yield result
+            if len(list((tmp_path / ".out.importing" / ".import").glob("shard-*.json"))) == 3:
+                raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         import_dataset(films, tmp_path / "out", size=64, map=stop_late, quiet=True)

@@ -5,11 +5,16 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+import pydicom
 import pytest
+from pydicom.dataset import FileMetaDataset
+from pydicom.uid import UID, DigitalXRayImageStorageForPresentation, ExplicitVRLittleEndian
 
 from cxr_ray.data.labels import label_slug
-from cxr_ray.data.sources import list_sources
+from cxr_ray.data.listing import SourceFile
+from cxr_ray.data.readers import list_films
 from cxr_ray.errors import DataError
+from cxr_ray.paths import locate
 
 PATHS = [f"{label}/{number}.png" for label in ("covid", "normal") for number in range(4)]
 
@@ -31,6 +36,11 @@ def csv_file(root: Path, text: str) -> Path:
 def csv_with(columns: str = "", values: str = "") -> str:
     """A good CSV of eight images, the given values in every row."""
     return f"path,label{columns}\n" + "".join(f"{path},{Path(path).parent}{values}\n" for path in PATHS)
+
+
+def list_sources(root: Path, metadata: Path | None) -> tuple[list[SourceFile], list[str]]:
+    listing = list_films(locate(root), metadata=metadata)
+    return listing.files, listing.notes
 
 
 def listed(root: Path) -> list[str]:
@@ -192,3 +202,59 @@ def test_a_rare_label_is_never_said_to_mean_itself(tmp_path):
         DataError, match=r"label 'tuberculosis' stands on 1 image\(s\) only \(tuberculosis/0.png\); a class"
     ):
         list_sources(films, None)
+
+
+def dicom(path: Path) -> None:
+    film = pydicom.Dataset()
+    film.file_meta = FileMetaDataset()
+    film.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    film.file_meta.MediaStorageSOPClassUID = DigitalXRayImageStorageForPresentation
+    film.file_meta.MediaStorageSOPInstanceUID = UID("1.2.3")
+    film.Rows = film.Columns = 4
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pydicom.dcmwrite(path, film, enforce_file_format=True)
+
+
+def test_dicom_files_without_a_suffix_are_films_of_a_class_folder(tmp_path):
+    folder_of(tmp_path, *(f"normal/{n}.png" for n in range(4)), "covid/README", "covid/notes.txt")
+    for name in ("IM0001", "IM0002", "1.2.840.10008.5", "1.2.840.10008.12", "DICOMDIR"):
+        dicom(tmp_path / "covid" / name)
+    listing = list_films(locate(tmp_path), format="folders")
+    assert [film.path for film in listing.files if film.label == "covid"] == [
+        "covid/1.2.840.10008.12",
+        "covid/1.2.840.10008.5",
+        "covid/IM0001",
+        "covid/IM0002",
+    ]
+    assert listing.notes == ["left out 3 files that are not images by name"]
+
+
+def test_a_csv_may_name_films_by_their_whole_address(tmp_path):
+    folder_of(tmp_path)
+    text = csv_with().replace("covid/0.png", f"{tmp_path}/covid/0.png", 1)
+    assert [file.path for file in list_sources(tmp_path, csv_file(tmp_path, text))[0]] == PATHS
+    uri = f"file://{tmp_path}"
+    listing = list_films(
+        locate(uri), metadata=csv_file(tmp_path, csv_with().replace("covid/0.png", f"{uri}/covid/0.png", 1))
+    )
+    assert [file.path for file in listing.files] == PATHS
+    with pytest.raises(DataError, match=r"line 2: path 's3://other/0\.png' leads out of the source folder"):
+        list_sources(tmp_path, csv_file(tmp_path, csv_with().replace("covid/0.png", "s3://other/0.png", 1)))
+
+
+def test_lateral_views_that_a_csv_names_are_set_aside(tmp_path):
+    text = csv_with(",view", ",PA") + "covid/9.png,covid,Lateral\n"
+    listing = list_films(locate(tmp_path), metadata=csv_file(tmp_path, text))
+    assert [file.path for file in listing.files] == PATHS
+    assert listing.set_aside == [{"path": "covid/9.png", "reason": "is a lateral view (Lateral)"}]
+
+
+def test_a_csv_on_object_storage_names_films_there():
+    import fsspec
+
+    storage = fsspec.filesystem("memory")
+    storage.pipe("/own/metadata.csv", csv_with().encode())
+    listing = list_films(locate("memory://own"))
+    assert [file.path for file in listing.files] == PATHS
+    assert listing.files[0].source == "own"
+    assert list_films(locate("memory://own"), metadata="memory://own/metadata.csv").files == listing.files
