@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -47,6 +48,7 @@ def evaluate(
     split: str = "test",
     mistakes: int = 10,
     seed: int = 0,
+    exclude_flags: Sequence[str] = (),
     overwrite: bool = False,
     quiet: bool = False,
 ) -> Report:
@@ -62,6 +64,7 @@ def evaluate(
         split: ``test``, ``val``, ``calibration`` or ``train``.
         mistakes: How many mistakes of each class are drawn at random and shown with heatmaps.
         seed: Of that draw.
+        exclude_flags: Leave out films with one of these quality flags.
         overwrite: Replace a former report in `out`.
         quiet: No progress display.
 
@@ -82,6 +85,7 @@ def evaluate(
     folder = free_folder(out, marker=REPORT_FILE, contents=_former_contents, overwrite=overwrite)
     bundle = bundle if isinstance(bundle, Bundle) else load_bundle(bundle, best_device())
     dataset = data if isinstance(data, Dataset) else open_dataset(data)
+    dataset = dataset.excluding(exclude_flags)
     check_fits(bundle, dataset)
     rows = dataset.rows(split)
     if not len(rows):
@@ -164,7 +168,12 @@ def _report(
             experiment_fingerprint=experiment_fingerprint(bundle.info),
             trained_on=trained_on(bundle.info),
         ),
-        dataset=DatasetRef(name=dataset.info.name, fingerprint=dataset.info.fingerprint, uri=dataset.uri),
+        dataset=DatasetRef(
+            name=dataset.info.name,
+            fingerprint=dataset.stored_fingerprint,
+            uri=dataset.uri,
+            exclude_flags=list(dataset.exclude_flags),
+        ),
         split=split,
         n=len(answers.rows),
         images=images,
@@ -172,7 +181,7 @@ def _report(
         confusion=confusion_of(counts, bundle.classes),
         mistakes=mistakes,
         looks=looks,
-        warnings=warnings_of(bundle.info, dataset.info, split, images),
+        warnings=warnings_of(bundle.info, dataset, split, images),
         folder=folder,
     )
 

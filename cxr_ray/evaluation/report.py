@@ -11,7 +11,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from cxr_ray.bundle import BundleInfo
-from cxr_ray.data.store import DatasetInfo
+from cxr_ray.data.store import Dataset
 from cxr_ray.errors import DataError
 from cxr_ray.evaluation.looks import Look
 from cxr_ray.metrics.classification import counts_to_metrics
@@ -40,11 +40,12 @@ class BundleRef(_Record):
 
 
 class DatasetRef(_Record):
-    """Which dataset: its fingerprint covers every pixel and manifest row."""
+    """Which dataset: its fingerprint covers every pixel and manifest row; and whose films were left out of it."""
 
     name: str
     fingerprint: str
     uri: str
+    exclude_flags: list[str] = []
 
 
 class Confusion(_Record):
@@ -151,10 +152,12 @@ def confusion_of(counts: np.ndarray, classes: Sequence[str]) -> Confusion:
     return Confusion(classes=list(classes), counts=rows, row_shares=shares)
 
 
-def warnings_of(bundle: BundleInfo, dataset: DatasetInfo, split: str, images: dict[str, int]) -> list[str]:
+def warnings_of(bundle: BundleInfo, dataset: Dataset, split: str, images: dict[str, int]) -> list[str]:
     """Sentences for every reader: what the bundle and the dataset warn of, and what this pairing adds."""
-    warnings = [*bundle.warnings, *dataset.warnings]
-    same = trained_on(bundle) == dataset.fingerprint
+    warnings = [*bundle.warnings, *dataset.info.warnings]
+    same = trained_on(bundle) == dataset.stored_fingerprint
+    if dataset.exclude_flags:
+        warnings.append(f"films flagged {', '.join(dataset.exclude_flags)} were left out")
     if same and split != "test":
         warnings.append(f"{_USED_FOR[split]}, so its numbers are better than on new films")
     if not same:
@@ -172,9 +175,9 @@ def warnings_of(bundle: BundleInfo, dataset: DatasetInfo, split: str, images: di
 
 
 def trained_on(bundle: BundleInfo) -> str | None:
-    """Fingerprint of the dataset a bundle was trained on; None where it does not say."""
+    """Fingerprint of the stored dataset a bundle was trained on; None where it does not say."""
     dataset: Any = bundle.provenance.get("dataset")
-    fingerprint = dataset.get("fingerprint") if isinstance(dataset, dict) else None
+    fingerprint = dataset.get("stored_fingerprint") if isinstance(dataset, dict) else None
     return None if fingerprint is None else str(fingerprint)
 
 

@@ -72,7 +72,7 @@ def make_bundle(
     """Write a bundle whose calibration and thresholds both matter to its decisions, and load it."""
     count = len(classes)
     bias = np.linspace(-0.2, 0.2, count)
-    trained_on = {"name": "films", "fingerprint": dataset.info.fingerprint if dataset else "elsewhere"}
+    trained_on = {"name": "films", "stored_fingerprint": dataset.info.fingerprint if dataset else "elsewhere"}
     info = BundleInfo(
         name=name,
         created="2026-11-23T20:00:00+00:00",
