@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 from rich.console import Console
 
+from cxr_ray.cli_data import Address, Quiet, data_app, say
 from cxr_ray.cluster import prepare_environment
 from cxr_ray.errors import CxrError
 
@@ -20,68 +21,17 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-data_app = typer.Typer(
-    name="data", help="Make datasets: import radiographs, or draw synthetic ones.", no_args_is_help=True
-)
 _INTERRUPTED = 130
 _LISTED_AT_MOST = 10
-_PARALLEL_FROM_BYTES = 200_000_000  # less is decoded before Ray has started
 
 Data = Annotated[str, typer.Option("--data", help="Dataset folder, local path or URI.")]
 Storage = Annotated[str, typer.Option(help="Folder or URI that runs go to.")]
 Name = Annotated[str | None, typer.Option(help="The run's name; default: a readable, unique one.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the named run, or the newest unfinished one.")]
-Address = Annotated[str | None, typer.Option(help="A running Ray cluster: auto or host:6379.")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="No progress display.")]
-
-
-@data_app.command("import")
-def import_command(
-    src: Annotated[str, typer.Argument(help="A folder of class folders, or any folder with a CSV.")],
-    out: Annotated[str, typer.Argument(help="The dataset folder to write.")],
-    metadata: Annotated[
-        str | None, typer.Option(help="CSV naming path, label and optionally source, patient_id, split ...")
-    ] = None,
-    size: Annotated[int, typer.Option(help="Edge of the stored squares, pixels.")] = 224,
-    fit: Annotated[str, typer.Option(help="How a film becomes a square: squash, pad or crop.")] = "squash",
-    seed: Annotated[int, typer.Option(help="Of the random split.")] = 0,
-    keep_going: Annotated[
-        bool, typer.Option("--keep-going", help="Import although more than 5 % of the files are unreadable.")
-    ] = False,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a finished dataset.")] = False,
-    quiet: Quiet = False,
-) -> None:
-    """Import radiographs: decode and resize once, split by patient, write a dataset folder."""
-    from cxr_ray.data.importers import import_dataset
-
-    dataset = import_dataset(
-        src,
-        out,
-        metadata=metadata,
-        size=size,
-        fit=fit,  # type: ignore[arg-type] - checked by the function, with its own message
-        seed=seed,
-        keep_going=keep_going,
-        overwrite=overwrite,
-        map=_mapper(src),
-        quiet=quiet,
-    )
-    _print_dataset(dataset)
-
-
-@data_app.command("phantom")
-def phantom_command(
-    out: Annotated[str, typer.Argument(help="The dataset folder to write.")],
-    images: Annotated[int, typer.Option(help="How many films, five classes in turn.")] = 600,
-    size: Annotated[int, typer.Option(help="Edge of the films, pixels.")] = 224,
-    seed: Annotated[int, typer.Option(help="The same seed gives the same films.")] = 0,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a finished dataset.")] = False,
-    quiet: Quiet = False,
-) -> None:
-    """Draw synthetic frontal films with findings whose place is known."""
-    from cxr_ray.data.phantom_dataset import make_phantoms
-
-    _print_dataset(make_phantoms(out, images=images, size=size, seed=seed, overwrite=overwrite, quiet=quiet))
+ExcludeFlags = Annotated[str | None, typer.Option(help="Leave out films with these quality flags: tinted,blurred.")]
+AllowLeakage = Annotated[
+    bool, typer.Option("--allow-leakage", help="Go on although a patient or film lies in two splits.")
+]
 
 
 @app.command("train")
@@ -96,6 +46,8 @@ def train_command(
     resume: Resume = False,
     address: Address = None,
     cpus_per_worker: Annotated[int | None, typer.Option(help="CPUs reserved for each worker.")] = None,
+    exclude_flags: ExcludeFlags = None,
+    allow_leakage: AllowLeakage = False,
     quiet: Quiet = False,
 ) -> None:
     """Train one experiment, data-parallel under Ray Train."""
@@ -112,14 +64,16 @@ def train_command(
         resume=resume,
         address=address,
         cpus_per_worker=cpus_per_worker,
+        exclude_flags=_flags(exclude_flags),
+        allow_leakage=allow_leakage,
         quiet=quiet,
     )
     info = result.folder.info()
     metric = info.experiment.training.metric
-    _say(f"{result.status.state}: {result.status.reason}")
-    _say(f"best {metric} {result.best[metric]:.4f} at epoch {result.best['epoch']}")
-    _say(f"run: {result.folder}")
-    _say(f"next: cxr-ray promote {result.folder} --out BUNDLE")
+    say(f"{result.status.state}: {result.status.reason}")
+    say(f"best {metric} {result.best[metric]:.4f} at epoch {result.best['epoch']}")
+    say(f"run: {result.folder}")
+    say(f"next: cxr-ray promote {result.folder} --out BUNDLE")
 
 
 @app.command("tune")
@@ -131,15 +85,28 @@ def tune_command(
     name: Name = None,
     resume: Resume = False,
     address: Address = None,
+    exclude_flags: ExcludeFlags = None,
+    allow_leakage: AllowLeakage = False,
     quiet: Quiet = False,
 ) -> None:
     """Search a space with Ray Tune and Optuna."""
     from cxr_ray.tuning.run import tune
 
-    result = tune(space, data, trials=trials, storage=storage, name=name, resume=resume, address=address, quiet=quiet)
-    _say(f"{result.trials} trials, {result.failed} failed")
-    _say(f"run: {result.location}")
-    _say(f"next: cxr-ray leaderboard {result.location}")
+    result = tune(
+        space,
+        data,
+        trials=trials,
+        storage=storage,
+        name=name,
+        resume=resume,
+        address=address,
+        exclude_flags=_flags(exclude_flags),
+        allow_leakage=allow_leakage,
+        quiet=quiet,
+    )
+    say(f"{result.trials} trials, {result.failed} failed")
+    say(f"run: {result.location}")
+    say(f"next: cxr-ray leaderboard {result.location}")
 
 
 @app.command("leaderboard")
@@ -156,7 +123,7 @@ def leaderboard_command(
     render_terminal(board, Console())
     if html is not None:
         write_html(board, html)
-        _say(f"page: {html}")
+        say(f"page: {html}")
 
 
 @app.command("promote")
@@ -171,9 +138,9 @@ def promote_command(
     bundle = promote(run, trial=trial, out=out)
     validation = bundle.info.validation["metrics"]
     for warning in bundle.info.warnings:
-        _say(f"warning: {warning}")
-    _say(f"bundle {bundle.id[:12]}: {out}  (validation macro-F1 {validation['val/macro_f1']:.4f})")
-    _say(f"next: cxr-ray evaluate {out} --data DATASET --split test --out REPORT")
+        say(f"warning: {warning}")
+    say(f"bundle {bundle.id[:12]}: {out}  (validation macro-F1 {validation['val/macro_f1']:.4f})")
+    say(f"next: cxr-ray evaluate {out} --data DATASET --split test --out REPORT")
 
 
 @app.command("evaluate")
@@ -182,17 +149,20 @@ def evaluate_command(
     data: Data,
     out: Annotated[str, typer.Option(help="The report folder to write.")],
     split: Annotated[str, typer.Option(help="train, val, calibration or test; opening test is recorded.")] = "test",
+    exclude_flags: ExcludeFlags = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace a former report.")] = False,
     quiet: Quiet = False,
 ) -> None:
     """Measure a bundle on a split: metrics, confusion matrix, curves, mistakes with heatmaps."""
     from cxr_ray.evaluation.evaluate import evaluate
 
-    report = evaluate(bundle, data, split=split, out=out, overwrite=overwrite, quiet=quiet)
+    report = evaluate(
+        bundle, data, split=split, out=out, exclude_flags=_flags(exclude_flags), overwrite=overwrite, quiet=quiet
+    )
     for warning in report.warnings:
-        _say(f"warning: {warning}")
-    _say(f"{split}, n = {report.n}: macro-F1 {report.metric('macro_f1'):.4f}, accuracy {report.metric('accuracy'):.4f}")
-    _say(f"report: {report.page}")
+        say(f"warning: {warning}")
+    say(f"{split}, n = {report.n}: macro-F1 {report.metric('macro_f1'):.4f}, accuracy {report.metric('accuracy'):.4f}")
+    say(f"report: {report.page}")
 
 
 @app.command("explain")
@@ -209,12 +179,12 @@ def explain_command(
 
     done = explain_files(bundle, images, out, class_name=class_name, overwrite=overwrite, quiet=quiet)
     for film in done.films[:_LISTED_AT_MOST]:
-        _say(f"{film.image}: {film.predicted} {film.probabilities[film.predicted]:.3f}, picture {film.picture}")
+        say(f"{film.image}: {film.predicted} {film.probabilities[film.predicted]:.3f}, picture {film.picture}")
     if len(done.films) > _LISTED_AT_MOST:
-        _say(f"and {len(done.films) - _LISTED_AT_MOST} more, listed in explanations.json")
+        say(f"and {len(done.films) - _LISTED_AT_MOST} more, listed in explanations.json")
     if done.left_out:
-        _say(f"left out: {done.left_out} file(s) that are not images by name")
-    _say(f"heatmaps: {out}")
+        say(f"left out: {done.left_out} file(s) that are not images by name")
+    say(f"heatmaps: {out}")
 
 
 @app.command("serve")
@@ -266,37 +236,5 @@ def _fail(message: str, code: int) -> None:
     sys.exit(code)
 
 
-def _say(text: str) -> None:
-    Console().print(text, highlight=False, markup=False, soft_wrap=True)
-
-
-def _mapper(src: str) -> Any:
-    """Ray's map for much to decode; None, the built-in one, where Ray would take longer to start."""
-    from cxr_ray import cluster
-
-    files = (path for path in Path(src).expanduser().rglob("*") if path.is_file())
-    if sum(path.stat().st_size for path in files) < _PARALLEL_FROM_BYTES:
-        return None
-    cluster.connect()
-    return cluster.parallel_map
-
-
-def _print_dataset(dataset: Any) -> None:
-    info = dataset.info
-    total = sum(sum(counts.values()) for counts in info.counts.values())
-    _say(f"{total} images, {len(info.classes)} classes, {len(info.sources)} source(s): {dataset.root}")
-    for split, counts in info.counts.items():
-        _say(f"  {split:<12}" + "  ".join(f"{name} {count}" for name, count in counts.items()))
-    report = dataset.root / "import_report.json"
-    if report.exists():
-        import json
-
-        content = json.loads(report.read_text())
-        for note in content["notes"]:
-            _say(f"note: {note}")
-        if content["unreadable"]:
-            _say(f"unreadable: {len(content['unreadable'])} of {content['files']}, listed in {report}")
-            for bad in content["unreadable"][:5]:
-                _say(f"  {bad['path']} {bad['reason']}")
-    for warning in info.warnings:
-        _say(f"warning: {warning}")
+def _flags(text: str | None) -> list[str]:
+    return [flag.strip() for flag in text.split(",") if flag.strip()] if text else []

@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from cxr_ray.config import parse_override, read_yaml, set_dotted, validate
 from cxr_ray.data.augment import AugmentConfig
+from cxr_ray.data.loader import Sampling
 from cxr_ray.errors import ConfigError, did_you_mean
 from cxr_ray.model.dual_backbone import NetworkConfig
 from cxr_ray.model.losses import LossConfig
@@ -34,6 +35,7 @@ class TrainingConfig(BaseModel):
         metric: Chooses the best epoch: a validation metric such as ``val/macro_f1`` or ``val/recall/covid``.
         patience: Stop after this many epochs without a better metric; null never stops early.
         precision_floor: The precision at which ``val/recall_at_precision/<class>`` is measured.
+        sampling: ``shuffle`` (every image once an epoch) or ``class_balanced`` (every class equally often).
         loader_processes: Processes a worker that read and augment images; 0 does it in the worker itself.
     """
 
@@ -47,6 +49,7 @@ class TrainingConfig(BaseModel):
     metric: str = "val/macro_f1"
     patience: int | None = Field(default=10, ge=1)
     precision_floor: float = Field(default=0.9, gt=0, le=1)
+    sampling: Sampling = "shuffle"
     loader_processes: int = Field(default=0, ge=0)
 
     @field_validator("metric")

@@ -86,3 +86,33 @@ def real_films() -> Path:
             pytest.fail(message)
         pytest.skip(message)
     return Path(REAL_DATA).resolve()
+
+
+@pytest.fixture(scope="session")
+def s3_port() -> Iterator[int]:
+    """The port of a server on this machine that speaks S3."""
+    import logging
+
+    from moto.server import ThreadedMotoServer
+
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    yield server.get_host_and_port()[1]
+    server.stop()
+
+
+@pytest.fixture
+def s3(s3_port: int, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], str]:
+    """Makes the URI of a folder in a bucket of its own on that server."""
+    import uuid
+
+    import pyarrow.fs as pafs
+
+    for name, value in (("AWS_ACCESS_KEY_ID", "test"), ("AWS_SECRET_ACCESS_KEY", "test")):
+        monkeypatch.setenv(name, value)
+    bucket = f"films-{uuid.uuid4().hex[:8]}"
+    options = f"region=us-east-1&endpoint_override=127.0.0.1:{s3_port}&scheme=http"
+    filesystem, _ = pafs.FileSystem.from_uri(f"s3://{bucket}?{options}&allow_bucket_creation=true")
+    filesystem.create_dir(bucket)
+    return lambda folder: f"s3://{bucket}/{folder}?{options}"

@@ -12,17 +12,19 @@ PACKAGE = Path("cxr_ray")
 # From the ground up; a layer imports only what stands before it. Layers in one tuple do not know each other.
 LAYERS: list[tuple[str, ...]] = [
     ("errors",),
-    ("paths", "progress", "config"),
+    ("paths", "progress", "config", "html"),
+    ("cache",),
     ("data",),
     ("model",),
     ("metrics",),
     ("explanation",),
     ("bundle",),
     ("cluster",),
-    ("experiment", "html"),
+    ("experiment",),
     ("serving", "training"),
     ("tuning",),
     ("leaderboard", "evaluation"),
+    ("cli_data",),
     ("cli", "demo"),
     ("__main__",),
 ]

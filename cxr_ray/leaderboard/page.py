@@ -15,6 +15,7 @@ from cxr_ray.leaderboard.text import (
     TROUBLE,
     caution_sentence,
     counted,
+    data_sentences,
     duration_text,
     epochs_text,
     lead_sentence,
@@ -103,8 +104,11 @@ def _figures(board: Board, best: Row) -> Html:
 
 
 def _caution(board: Board) -> Html:
+    alarm = data_sentences(board.dataset)
     text = caution_sentence(board)
-    return element("div", element("p", text), class_="callout") if text else Html()
+    alarms = element("div", *(element("p", element("b", told)) for told in alarm), class_="callout alarm")
+    caution = element("div", element("p", text), class_="callout")
+    return join((alarms if alarm else "", caution if text else ""))
 
 
 def _trials(board: Board) -> Html:

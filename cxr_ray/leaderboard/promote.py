@@ -19,6 +19,7 @@ from cxr_ray.leaderboard.evidence import (
     validation_metrics,
 )
 from cxr_ray.leaderboard.rows import read_leaderboard
+from cxr_ray.leaderboard.text import data_sentences
 from cxr_ray.metrics.calibration import Calibration
 from cxr_ray.model.dual_backbone import DualBackbone
 from cxr_ray.paths import Location, locate
@@ -72,7 +73,7 @@ def promote(run: str | Path, *, out: str | Path, trial: str | None = None, name:
         thresholds=calibration.decision_thresholds(),
         validation=validation,
         provenance=_provenance(board, row, info, epoch, len(history), calibration),
-        warnings=[text for text in (_unfinished(row), uncalibrated) if text],
+        warnings=[text for text in (_unfinished(row), uncalibrated, *data_sentences(info.dataset)) if text],
     )
     network = _network(folder, epoch, info, predictions)
     write_bundle(out, bundle_info, network.state_dict(), model_card(bundle_info, info), history)

@@ -16,6 +16,7 @@ from cxr_ray.leaderboard.text import (
     TROUBLE,
     best_sentence,
     caution_sentence,
+    data_sentences,
     duration_text,
     epochs_text,
     metric_words,
@@ -79,6 +80,8 @@ def render_terminal(board: Board, console: Console) -> None:
     if left_out:
         _say(console, f"Left out for lack of width: {', '.join(column.name for column in left_out)}.", style="dim")
     _say(console)
+    for sentence in data_sentences(board.dataset):
+        _say(console, sentence, style="red")
     _say(console, best_sentence(board))
     if board.best is not None:
         _tell_best(board, board.best, console)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from cxr_ray.leaderboard.board import Board, Row
+from cxr_ray.training.run_folder import DatasetSummary
 
 NOTHING = "–"
 _PLAIN = {"macro_f1": "macro-F1", "macro_recall": "macro recall", "macro_precision": "macro precision"}
@@ -114,6 +115,19 @@ def caution_sentence(board: Board) -> str:
         f"The best of {among} on {counted(board.val_images, 'validation image')} looks better than it is; "
         "how good it is, only the test split can tell."
     )
+
+
+def data_sentences(dataset: DatasetSummary) -> list[str]:
+    """What was allowed or left out when the run was started, and every reader of its numbers must know."""
+    sentences = []
+    if dataset.leakage:
+        sentences.append(
+            f"Leakage was allowed (--allow-leakage): {dataset.leakage}, so scores look better than they are."
+        )
+    if dataset.exclude_flags:
+        flags = ", ".join(dataset.exclude_flags)
+        sentences.append(f"Films flagged {flags} were left out of training and of these scores.")
+    return sentences
 
 
 def promote_command(board: Board) -> str:

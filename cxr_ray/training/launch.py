@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from cxr_ray import cluster
+from cxr_ray.data.leakage import checked_for_leakage
 from cxr_ray.data.loader import check_batch
-from cxr_ray.data.store import Dataset, open_dataset
+from cxr_ray.data.store import Dataset, DatasetReference, open_dataset
 from cxr_ray.errors import ClusterError, ConfigError, CxrError, RunError
 from cxr_ray.experiment import Experiment, load_experiment
 from cxr_ray.paths import Location, locate
@@ -72,6 +73,8 @@ def train(
     resume: bool = False,
     address: str | None = None,
     cpus_per_worker: int | None = None,
+    exclude_flags: Sequence[str] = (),
+    allow_leakage: bool = False,
     quiet: bool = False,
 ) -> TrainResult:
     """Train one experiment.
@@ -89,11 +92,14 @@ def train(
         address: A running Ray cluster; None starts Ray on this machine.
         cpus_per_worker: CPUs Ray reserves for each worker; by default this machine's, shared evenly
             (1 on a cluster).
+        exclude_flags: Leave out films with one of these quality flags.
+        allow_leakage: Train although a patient or a film lies in more than one split; every leaderboard and model
+            card will say so.
         quiet: No progress display.
 
     Raises:
-        ConfigError: In the experiment.
-        DataError: In the dataset.
+        ConfigError: In the experiment, or a quality flag that does not exist.
+        DataError: In the dataset, or a patient or a film lies in more than one of its splits.
         RunError: The name is taken, there is nothing to resume, another process is at work on the run, or
             training failed.
         ClusterError: The cluster cannot be joined or cannot hold the workers.
@@ -103,6 +109,7 @@ def train(
     cluster.check_name(name)
     resolved = load_experiment(experiment, set_options=set_options)
     dataset = data if isinstance(data, Dataset) else open_dataset(data)
+    dataset = checked_for_leakage(dataset.excluding(exclude_flags), allow=allow_leakage)
     resolved.check_against(dataset.classes, dataset.info.image_size)
     check_batch(resolved.training.batch_size, len(dataset.rows("train")), max(1, workers))
     root = locate(storage)
@@ -120,7 +127,7 @@ def train(
             if workers == 0:
                 _train_here(resolved, dataset, folder, gpu, line)
             else:
-                _train_on_ray(folder, dataset.uri, workers, per_worker, line)
+                _train_on_ray(folder, dataset.reference, workers, per_worker, line)
         return _result(folder)
 
 
@@ -135,14 +142,20 @@ def run_info(
 ) -> RunInfo:
     """What is known of a run when it starts."""
     info = dataset.info
-    summary = {key: getattr(info, key) for key in DatasetSummary.model_fields if key != "uri"}
+    summary = {key: getattr(info, key) for key in DatasetSummary.model_fields if hasattr(info, key)}
     return RunInfo(
         name=name,
         trial=trial,
         parameters=parameters or {},
         experiment=experiment,
         experiment_fingerprint=experiment.fingerprint,
-        dataset=DatasetSummary(uri=dataset.uri, **summary),
+        dataset=DatasetSummary(
+            uri=dataset.uri,
+            stored_fingerprint=dataset.stored_fingerprint,
+            exclude_flags=list(dataset.exclude_flags),
+            leakage=dataset.leakage,
+            **summary,
+        ),
         workers=workers,
         versions=_versions(),
         git_commit=_git_commit(),
@@ -151,7 +164,7 @@ def run_info(
 
 
 def train_worker(job: dict[str, Any]) -> CxrError | None:
-    """What every Ray Train worker runs; `job` names the run folder and the dataset by path or URI.
+    """What every Ray Train worker runs; `job` names the run folder and the dataset.
 
     Returns:
         An error that starting the workers again would only repeat; what may pass (a lost worker) is raised.
@@ -170,7 +183,7 @@ def train_worker(job: dict[str, Any]) -> CxrError | None:
         with workers.together():  # a node may lack what the others have
             folder = RunFolder(locate(job["folder"]))
             experiment = folder.info().experiment
-            dataset = open_dataset(job["dataset"])
+            dataset = job["dataset"].open()
         run_loop(experiment, dataset, folder, _TrainReporter(), ray.train.torch.get_device())
     except CxrError as error:
         return error
@@ -213,7 +226,7 @@ def _train_here(experiment: Experiment, dataset: Dataset, folder: RunFolder, gpu
 
 
 def _train_on_ray(
-    folder: RunFolder, dataset_uri: str, workers: int, per_worker: dict[str, float], line: ProgressLine
+    folder: RunFolder, dataset: DatasetReference, workers: int, per_worker: dict[str, float], line: ProgressLine
 ) -> None:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
@@ -223,7 +236,7 @@ def _train_on_ray(
         train_worker,
         train_loop_config={
             "folder": folder.location.uri,
-            "dataset": dataset_uri,
+            "dataset": dataset,
             "threads": int(per_worker["CPU"]),
         },
         scaling_config=ScalingConfig(num_workers=workers, use_gpu="GPU" in per_worker, resources_per_worker=per_worker),

@@ -106,7 +106,12 @@ class _Loop:
         )
         self.train_rows = dataset.rows("train")
         self.sampler = TrainSampler(
-            len(self.train_rows), self.config.batch_size, self.workers.rank, self.workers.count, experiment.seed
+            dataset.labels[self.train_rows],
+            self.config.batch_size,
+            self.workers.rank,
+            self.workers.count,
+            experiment.seed,
+            self.config.sampling,
         )
         counts = [dataset.info.counts["train"][name] for name in dataset.classes]
         self.loss: ClassificationLoss = build_loss(experiment.loss, dataset.classes, counts).to(device)

@@ -33,13 +33,23 @@ State = Literal["running", "finished", "stopped", "failed", "interrupted"]
 
 
 class DatasetSummary(BaseModel):
-    """What a run remembers of its dataset."""
+    """What a run remembers of its dataset.
+
+    Attributes:
+        fingerprint: Of the films learnt from.
+        stored_fingerprint: Of the whole dataset; another where `exclude_flags` left films out.
+        exclude_flags: Quality flags whose films were left out.
+        leakage: What the splits share, where the run was started all the same.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     name: str
     uri: str
     fingerprint: str
+    stored_fingerprint: str
+    exclude_flags: list[str] = []
+    leakage: str | None = None
     classes: list[str]
     image_size: int
     fit: Literal["squash", "pad", "crop"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict
 
 from cxr_ray import cluster
 from cxr_ray.config import validate
+from cxr_ray.data.leakage import checked_for_leakage
 from cxr_ray.data.store import Dataset, open_dataset
 from cxr_ray.errors import CxrError, RunError
 from cxr_ray.experiment import Experiment
@@ -72,6 +73,8 @@ def tune(
     name: str | None = None,
     resume: bool = False,
     address: str | None = None,
+    exclude_flags: Sequence[str] = (),
+    allow_leakage: bool = False,
     quiet: bool = False,
 ) -> TuneResult:
     """Search a space with Optuna, trials in parallel as the cluster allows.
@@ -85,11 +88,14 @@ def tune(
         resume: Continue the run of this name, or, without a name, the newest unfinished run of the same
             space in `storage`: finished trials stay, unfinished ones go on from their checkpoints.
         address: A running Ray cluster; None starts Ray on this machine.
+        exclude_flags: Leave out films with one of these quality flags.
+        allow_leakage: Tune although a patient or a film lies in more than one split; every leaderboard and model
+            card will say so.
         quiet: No progress display.
 
     Raises:
-        ConfigError: In the space or its base.
-        DataError: In the dataset.
+        ConfigError: In the space or its base, or a quality flag that does not exist.
+        DataError: In the dataset, or a patient or a film lies in more than one of its splits.
         RunError: The name is taken, there is nothing to resume, another process is at work on the run, or
             every trial failed.
         ClusterError: The cluster cannot be joined or cannot hold a trial.
@@ -99,6 +105,7 @@ def tune(
     if trials is not None:
         loaded = validate(Space, loaded.model_dump() | {"trials": trials}, "--trials")
     dataset = data if isinstance(data, Dataset) else open_dataset(data)
+    dataset = checked_for_leakage(dataset.excluding(exclude_flags), allow=allow_leakage)
     check_space(loaded, experiment, dataset, space)
     root = locate(storage)
     location = root.child(name or cluster.unique_name(loaded.name))
@@ -145,7 +152,7 @@ def _fit(location: Location, space: Space, experiment: Experiment, dataset: Data
     quieten()
     job = {
         "run": location.uri,
-        "dataset": dataset.uri,
+        "dataset": dataset.reference,
         "experiment": experiment.model_dump(mode="json"),
         "threads": max(1, int(space.resources.cpu)),
         "gpu": space.resources.gpu > 0,

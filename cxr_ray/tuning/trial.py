@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from cxr_ray.data.store import open_dataset
 from cxr_ray.errors import CxrError
 from cxr_ray.experiment import Experiment, load_experiment
 from cxr_ray.paths import locate
@@ -35,7 +34,8 @@ def run_trial(config: dict[str, Any], job: dict[str, Any]) -> None:
 
     Args:
         config: What the search chose, by dotted key.
-        job: ``run`` and ``dataset`` by path or URI, ``experiment`` to start from, ``threads``, ``gpu``.
+        job: ``run`` by path or URI, ``dataset`` (a `DatasetReference`), ``experiment`` to start from, ``threads``,
+            ``gpu``.
     """
     import torch
     from ray import tune
@@ -51,7 +51,7 @@ def run_trial(config: dict[str, Any], job: dict[str, Any]) -> None:
         return
     torch.set_num_threads(job["threads"])
     try:
-        dataset = open_dataset(job["dataset"])
+        dataset = job["dataset"].open()
         experiment = load_experiment(Experiment.model_validate(job["experiment"]), config)
         if not folder.exists():
             info = run_info(f"trial_{trial_id}", experiment, dataset, workers=1, trial=trial_id, parameters=config)

@@ -12,7 +12,7 @@ from ray.train import RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.train.v2.api.exceptions import TrainingFailedError
 
-from cxr_ray.data.store import open_dataset
+from cxr_ray.data.store import DatasetReference, open_dataset
 from cxr_ray.errors import ClusterError, ConfigError, DataError, RunError
 from cxr_ray.training.checkpoints import newest_checkpoint
 from cxr_ray.training.launch import train, train_worker
@@ -101,7 +101,7 @@ def start_workers(run, phantoms, storage, changes):
 
     trainer = TorchTrainer(
         worker,
-        train_loop_config={"folder": str(run), "dataset": phantoms.uri, "threads": 1},
+        train_loop_config={"folder": str(run), "dataset": phantoms.reference, "threads": 1},
         scaling_config=ScalingConfig(num_workers=2, resources_per_worker={"CPU": 1}),
         run_config=RunConfig(name="workers", storage_path=str(storage)),
     )
@@ -110,7 +110,7 @@ def start_workers(run, phantoms, storage, changes):
 
 def test_a_dataset_that_one_worker_lacks_ends_them_all_with_its_sentence(two_workers, phantoms, tmp_path):
     run = two_workers.folder.location.local
-    error = start_workers(run, phantoms, tmp_path, {"dataset": "/not/on/this/node"})
+    error = start_workers(run, phantoms, tmp_path, {"dataset": DatasetReference("/not/on/this/node")})
     assert isinstance(error, DataError)
     assert "/not/on/this/node: there is no such dataset" in str(error)
 
