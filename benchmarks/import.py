@@ -1,0 +1,212 @@
+"""How fast films become a dataset, and in how much memory.
+
+    python benchmarks/import.py                      # images a second, against a plain loop over the same files
+    python benchmarks/import.py --memory             # memory of the whole import from 2,000 to 50,000 files
+    python benchmarks/import.py --films FOLDER       # on files of your own (what Pillow cannot open is left out)
+
+The plain loop opens each file with Pillow, converts it to gray and resizes it to 224 x 224, in one process. The import
+decodes over Ray on all cores, and besides that hashes, measures, looks for duplicates, splits and writes the dataset.
+Both work on the same files and take turns in one run. Without --films the files are synthetic, in the formats, sizes
+and colours of 43 films as six public sources publish them (256 px thumbnails to 5-megapixel PNG and JPEG).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from cxr_ray import cluster
+from cxr_ray.data.importers import import_dataset
+from cxr_ray.data.phantom import PHANTOM_CLASSES, draw_phantom
+
+# Of published films: suffix, width, height, mode.
+PUBLISHED = [
+    *(("png", 2498, 1971, "RGB"), ("jpg", 1435, 1521, "RGB"), ("jpg", 685, 628, "RGB"), ("png", 817, 852, "RGBA")),
+    *(("webp", 685, 513, "RGB"), ("png", 626, 627, "RGBA"), ("png", 640, 524, "L"), ("png", 640, 691, "L")),
+    *(("jpg", 1534, 1970, "RGB"), ("jpg", 224, 224, "RGB"), ("jpg", 1080, 712, "L"), ("jpg", 1248, 1056, "L")),
+    *(("png", 2459, 1427, "RGB"), ("png", 2498, 1972, "RGBA"), ("jpg", 1876, 1893, "L"), ("jpg", 1810, 1545, "L")),
+    *(("jpg", 1692, 1474, "L"), ("jpg", 1800, 1546, "L"), ("jpg", 640, 640, "RGB"), ("jpg", 1010, 562, "RGB")),
+    *(("jpg", 1716, 1489, "L"), ("jpg", 920, 512, "L"), ("jpg", 1416, 1072, "L")),
+    *[("png", 1024, 1024, "L")] * 3,
+    *[("png", 512, 512, "RGB")] * 4,
+    *[("png", 256, 256, "RGB")] * 11,
+    *[("jpg", 256, 256, "RGB")] * 2,
+]
+SIZE = 224
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--films", type=Path, help="a folder of films, instead of synthetic ones")
+    parser.add_argument("--images", type=int, default=860, help="synthetic films to make")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--memory", action="store_true", help="measure memory instead of speed")
+    parser.add_argument("--measured", type=int, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        if options.measured:
+            return measure_one(Path(os.environ["FILMS"]), Path(folder) / "dataset")
+        if options.memory:
+            return memory(Path(folder))
+        films = class_folders(options.films, Path(folder)) if options.films else published(Path(folder), options.images)
+        speed(films, options.rounds, Path(folder))
+    return None
+
+
+def speed(films: Path, rounds: int, folder: Path) -> None:
+    files = sorted(path for path in films.rglob("*") if path.is_file())
+    cluster.connect()
+    list(cluster.parallel_map(_warm_up, range(os.cpu_count() or 1)))
+    rates: dict[str, list[float]] = {"plain loop": [], "import": []}
+    for _ in range(rounds):
+        start = time.perf_counter()
+        for file in files:
+            plain(file)
+        rates["plain loop"].append(len(files) / (time.perf_counter() - start))
+        start = time.perf_counter()
+        dataset = import_dataset(
+            films, folder / "dataset", size=SIZE, map=cluster.parallel_map, overwrite=True, quiet=True
+        )
+        rates["import"].append(dataset.manifest.num_rows / (time.perf_counter() - start))
+    cluster.disconnect()
+    megabytes = sum(file.stat().st_size for file in files) / 1e6
+    print(f"{len(files)} files, {megabytes:.0f} MB, {os.cpu_count()} cores; images/s, median of {rounds} (all)")
+    for name, values in rates.items():
+        print(f"{name:>12} {statistics.median(values):8.1f}   ({', '.join(f'{value:.1f}' for value in values)})")
+    ratios = [ours / theirs for ours, theirs in zip(rates["import"], rates["plain loop"], strict=True)]
+    print(f"{'ratio':>12} {statistics.median(ratios):7.2f}x   ({', '.join(f'{value:.2f}' for value in ratios)})")
+
+
+def plain(file: Path) -> np.ndarray:
+    """The loop people write by hand."""
+    return np.asarray(Image.open(file).convert("L").resize((SIZE, SIZE)))
+
+
+def memory(folder: Path) -> None:
+    """Peak memory of the import and all of Ray's processes, each number of files in a process of its own."""
+    films = folder / "films"
+    counts = (2_000, 12_500, 50_000)
+    small_files(films, counts[0], 0)
+    print(f"{'files':>7} {'seconds':>8} {'peak MB':>8} {'of that the driver':>19}")
+    made = counts[0]
+    for count in counts:
+        small_files(films, count - made, made)
+        made = count
+        environment = os.environ | {"FILMS": str(films)}
+        command = [sys.executable, __file__, "--measured", str(count)]
+        print(
+            f"{count:>7} {subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout}"
+        )
+
+
+def measure_one(films: Path, out: Path) -> None:
+    cluster.connect()
+    list(cluster.parallel_map(_warm_up, range(os.cpu_count() or 1)))
+    peaks = {"all": 0, "driver": 0}
+    done = threading.Event()
+
+    def watch() -> None:
+        while not done.wait(0.5):
+            mine, children = own_memory(os.getpid()), sum(own_memory(pid) for pid in descendants(os.getpid()))
+            peaks["all"] = max(peaks["all"], mine + children)
+            peaks["driver"] = max(peaks["driver"], mine)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    start = time.perf_counter()
+    import_dataset(films, out, size=SIZE, map=cluster.parallel_map, quiet=True)
+    seconds = time.perf_counter() - start
+    done.set()
+    watcher.join()
+    cluster.disconnect()
+    print(f"{seconds:8.1f} {peaks['all'] / 1e6:8.0f} {peaks['driver'] / 1e6:19.0f}", end="")
+
+
+def own_memory(pid: int) -> int:
+    """Proportional set size in bytes: memory of the process, shared pages split among those who share them."""
+    try:
+        text = Path(f"/proc/{pid}/smaps_rollup").read_text()
+    except OSError:  # it has ended
+        return 0
+    return next(int(line.split()[1]) * 1024 for line in text.splitlines() if line.startswith("Pss:"))
+
+
+def descendants(pid: int) -> list[int]:
+    found = []
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        try:
+            children = [int(child) for child in task.read_text().split()]
+        except OSError:
+            continue
+        for child in children:
+            found += [child, *descendants(child)]
+    return found
+
+
+def published(folder: Path, images: int) -> Path:
+    """Synthetic films in the formats and sizes of published ones, detail and noise like theirs."""
+    random = np.random.default_rng(0)
+    for number in range(images):
+        suffix, width, height, mode = PUBLISHED[number % len(PUBLISHED)]
+        label = PHANTOM_CLASSES[number % 5]
+        film = draw_phantom(label, seed=1, index=number).pixels
+        film = cv2.resize(film, (width, height), interpolation=cv2.INTER_CUBIC)
+        noise = random.normal(0, 2.5, (height // 2 + 1, width // 2 + 1)).astype(np.float32)
+        grain = cv2.resize(noise, (width, height))
+        picture = Image.fromarray((film + grain).clip(0, 255).astype(np.uint8)).convert(mode)
+        (folder / "films" / label).mkdir(parents=True, exist_ok=True)
+        picture.save(folder / "films" / label / f"{number:05d}.{suffix}", quality=90)
+    return folder / "films"
+
+
+def small_files(folder: Path, count: int, first: int) -> None:
+    """JPEG films of 320 px, none like another, quickly: a hundred phantoms, each shifted and relit in its own way."""
+    base = [draw_phantom(PHANTOM_CLASSES[i % 5], seed=2, index=i).pixels for i in range(100)]
+    random = np.random.default_rng(first)
+    for label in PHANTOM_CLASSES:
+        (folder / label).mkdir(parents=True, exist_ok=True)
+    for number in range(first, first + count):
+        film = base[number % 100]
+        corners = np.array([[0, 0], [film.shape[1], 0], [0, film.shape[0]]], np.float32)
+        moved = (corners + random.normal(0, 14, (3, 2))).astype(np.float32)
+        warped = cv2.warpAffine(film, cv2.getAffineTransform(corners, moved), (320, 320), borderMode=cv2.BORDER_REFLECT)
+        relit = 255 * (warped / 255) ** random.uniform(0.6, 1.6)
+        Image.fromarray(relit.astype(np.uint8)).save(folder / PHANTOM_CLASSES[number % 5] / f"{number:06d}.jpg")
+
+
+def class_folders(films: Path, folder: Path) -> Path:
+    """Links to those of somebody's films that Pillow opens, in class folders of their own."""
+    for file in sorted(path for path in films.rglob("*") if path.is_file()):
+        try:
+            with Image.open(file):
+                pass
+        except (UnidentifiedImageError, OSError):
+            continue
+        target = folder / "films" / file.parent.name
+        target.mkdir(parents=True, exist_ok=True)
+        (target / file.name).symlink_to(file.resolve())
+    for few in [path for path in (folder / "films").iterdir() if len(list(path.iterdir())) < 4]:
+        shutil.rmtree(few)
+    return folder / "films"
+
+
+def _warm_up(_: int) -> int:
+    import cxr_ray.data.import_chunk
+
+    return len(cxr_ray.data.import_chunk.__name__)
+
+
+if __name__ == "__main__":
+    main()
