@@ -140,8 +140,8 @@ def _import_command(folder: Path, facts: SetFacts) -> str:
 
 
 def _fetch(name: str, folder: Path, facts: SetFacts, quiet: bool) -> list[str]:
-    folder.mkdir(parents=True, exist_ok=True)
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         with FileLock(folder / ".fetch.lock", timeout=0):
             return [line for file in DOWNLOADS[name]() for line in _fetch_file(file, folder, quiet)]
     except Timeout as error:
@@ -152,6 +152,12 @@ def _fetch(name: str, folder: Path, facts: SetFacts, quiet: bool) -> list[str]:
         by_hand = f"The set can be had by hand from {facts.page}"
         next_step = f"{error.next_step}. {by_hand}" if error.next_step else by_hand
         raise DataError(error.problem, where=error.where, next_step=next_step) from error
+    except OSError as error:
+        raise DataError(
+            f"cannot be written ({error.strerror or error})",
+            where=error.filename or folder,
+            next_step="Check that the place can be written to and has room; the same command goes on from there",
+        ) from error
 
 
 def _fetch_file(file: RemoteFile, folder: Path, quiet: bool) -> list[str]:

@@ -35,7 +35,7 @@ class ServeArguments(BaseModel):
     bundle: str = Field(min_length=1)
     insecure: bool = False
     max_upload_mb: float = Field(default=20, gt=0, allow_inf_nan=False)
-    # The largest detectors make about 20 megapixels. A hostile film of 40 costs half a gigabyte to decode.
+    # The largest detectors make about 20 megapixels. A hostile film of 40 costs up to 0.7 GB to decode.
     max_megapixels: float = Field(default=40, gt=0, allow_inf_nan=False)
     max_batch_size: int = Field(default=16, ge=1)
 

@@ -34,7 +34,7 @@ UPLOAD_DESCRIPTION = {
                         FILE_FIELD: {
                             "type": "string",
                             "format": "binary",
-                            "description": "One film: PNG, JPEG, WebP, TIFF, BMP or DICOM",
+                            "description": "One film: PNG, JPEG, WebP, TIFF, BMP, GIF or DICOM",
                         }
                     },
                 }

@@ -289,6 +289,24 @@ def test_the_room_on_the_disk_is_looked_at_before_a_byte_is_written(site, tmp_pa
     assert names(tmp_path) == []
 
 
+def test_a_place_that_cannot_be_written_is_told_with_what_to_do(tmp_path):
+    (tmp_path / "file").touch()
+    for out in (tmp_path / "file", Path("/proc/nowhere")):
+        with pytest.raises(DataError, match=rf"{out}: cannot be written \(.*\)\. Check that the place can be written to"):
+            fetch_set("montgomery", out, quiet=True)
+
+
+def test_a_member_whose_name_no_disk_takes_leaves_no_half_of_a_folder(site, tmp_path):
+    sink = io.BytesIO()
+    with zipfile.ZipFile(sink, "w") as opened:
+        opened.writestr("a.png", b"film")
+        opened.writestr("n" * 300, b"film")
+    site.files[f"/{ARCHIVE}"] = sink.getvalue()
+    with pytest.raises(DataError, match=r"cannot be written \(File name too long\)"):
+        fetch_set("montgomery", tmp_path, quiet=True)
+    assert names(tmp_path) == [ARCHIVE, f"{ARCHIVE}.sha256"]
+
+
 def test_two_processes_do_not_fetch_into_one_folder(tmp_path):
     from filelock import FileLock
 
