@@ -41,7 +41,8 @@ def test_commands_options_and_defaults_are_those_decided_on():
 
 @pytest.mark.parametrize(
     "command",
-    ["train", "tune", "leaderboard", "promote", "evaluate", "explain", "serve", "data import", "data phantom"],
+    ["train", "tune", "leaderboard", "promote", "evaluate", "explain", "serve"]
+    + [f"data {name}" for name in ("import", "fetch", "resplit", "audit", "push", "phantom")],
 )
 def test_every_command_explains_itself(command):
     result = CliRunner().invoke(app, [*command.split(), "--help"])

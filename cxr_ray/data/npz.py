@@ -66,8 +66,6 @@ class NpzImages:
                 if len(content) < size:
                     raise self._error(f"ends before its image {number}")
                 yield np.frombuffer(content, self.dtype).reshape(self.shape[1:])
-            if stop == self.count:
-                stream.read()  # the end is where zipfile compares the checksum
 
     @contextlib.contextmanager
     def _opened(self) -> Iterator[zipfile.ZipFile]:

@@ -39,7 +39,7 @@ def read_basu(src: Location) -> Listing:
     Raises:
         DataError: There is no archive, or one holds other arrays or labels.
     """
-    paths = [entry.path for entry in src.walk() if entry.path.lower().endswith(".npz")]
+    paths = [entry.path for entry in src.walk() if entry.path.endswith(".npz")]
     if not paths:
         found = [entry.path for entry in src.walk()]
         raise not_this_set(src, "basu", "files *.npz with the arrays image and image_label", found)

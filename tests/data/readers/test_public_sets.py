@@ -212,7 +212,7 @@ def test_cohen_takes_frontal_xrays_with_their_own_licences_and_sets_the_rest_asi
     (tmp_path / "metadata.csv").write_text(text)
     names = [f"{finding.split('/')[-1]}-PA-{n}.png" for n, finding in enumerate(findings)]
     touch(tmp_path, *(f"images/{name}" for name in names), "images/COVID-19-L-0.png", "images/COVID-19--0.png")
-    touch(tmp_path, "annotations/COVID-19-PA-0.png")
+    touch(tmp_path, "annotations/COVID-19-PA-3.png")
     listing = read(tmp_path, "cohen")
     assert Counter(film.label for film in listing.files) == dict.fromkeys(
         ("covid", "viral_pneumonia", "normal", "tuberculosis", "lung_opacity"), 4
