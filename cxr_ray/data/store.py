@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from cxr_ray.cache import local_copy
 from cxr_ray.data.listing import SetFacts
 from cxr_ray.data.quality_flags import FLAGS, Threshold
-from cxr_ray.data.shards import PixelStore, Shard
+from cxr_ray.data.shards import PixelStore, Shard, file_sha256
 from cxr_ray.data.split_strategies import SplitRecord
 from cxr_ray.data.splits import LEARNING_SPLITS, SPLITS
 from cxr_ray.errors import ConfigError, DataError, did_you_mean
@@ -265,14 +265,14 @@ def tally(labels: list[str], classes: list[str]) -> dict[str, int]:
 
 def _read_manifest(root: Path, location: Location, info: DatasetInfo) -> pa.Table:
     try:
-        content = (root / MANIFEST_FILE).read_bytes()
-        if hashlib.sha256(content).hexdigest() != info.manifest_sha256:
+        if file_sha256(root / MANIFEST_FILE) != info.manifest_sha256:
             raise DataError(
                 f"{MANIFEST_FILE} does not match its sha256 in {DATASET_FILE}",
                 where=location,
                 next_step="Import or copy the dataset again",
             )
-        return pq.read_table(pa.BufferReader(content))
+        # By its path: a thread of Arrow's may outlive the interpreter, and must not hold Python's memory then.
+        return pq.read_table(root / MANIFEST_FILE)
     except (OSError, pa.ArrowInvalid) as error:
         raise DataError(
             f"{MANIFEST_FILE} cannot be read ({error})", where=location, next_step="Import the dataset again"
