@@ -212,7 +212,7 @@ class RunFolder:
         if not file.exists():
             raise RunError(f"{PREDICTIONS_FILE} is missing", where=self, next_step=_RESTORE)
         try:
-            return pq.read_table(io.BytesIO(file.read_bytes()))
+            return pq.read_table(io.BytesIO(file.read_bytes()), use_threads=False)
         except (OSError, pa.ArrowInvalid) as error:
             raise RunError(f"{PREDICTIONS_FILE} is damaged ({error})", where=self, next_step=_RESTORE) from error
 
