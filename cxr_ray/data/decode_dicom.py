@@ -21,7 +21,7 @@ from pydicom.valuerep import EXPLICIT_VR_LENGTH_32
 from cxr_ray.data.decode_dicom_gray import to_gray
 from cxr_ray.data.decode_dicom_kinds import check_kind, text_of, view_of
 from cxr_ray.data.decode_dicom_pixels import read_samples
-from cxr_ray.data.decode_image import MAX_AGE, DecodedImage, check_size, look_up, tint_of
+from cxr_ray.data.decode_image import MAX_AGE, DecodedImage, check_size, look_up, luminance_of, tint_of
 from cxr_ray.errors import DecodeError
 
 _GRAY = ("MONOCHROME1", "MONOCHROME2")
@@ -196,14 +196,14 @@ def _luminance(samples: np.ndarray, photometric: str, dataset: Any) -> tuple[np.
     small = np.ascontiguousarray(samples[:: max(1, len(samples) // 64), :: max(1, samples.shape[1] // 64)])
     if photometric.startswith("YBR"):
         return samples[..., 0], tint_of(np.asarray(Image.fromarray(small, "YCbCr").convert("RGB")))
-    return np.asarray(Image.fromarray(np.ascontiguousarray(samples)).convert("L")), tint_of(small)
+    return luminance_of(np.ascontiguousarray(samples)), tint_of(small)
 
 
 def _from_palette(samples: np.ndarray, dataset: Any) -> tuple[np.ndarray, float]:
     values = np.arange(1 << 8 * samples.itemsize, dtype=samples.dtype)
     colours = apply_color_lut(values, dataset)
     rgb = (colours >> 8 if colours.dtype == np.uint16 else colours).astype(np.uint8)
-    table = np.asarray(Image.fromarray(rgb[None]).convert("L"))[0]
+    table = luminance_of(rgb[None])[0]
     return look_up(table, samples), tint_of(
         rgb[samples[:: max(1, len(samples) // 64), :: max(1, samples.shape[1] // 64)]]
     )

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import numpy as np
-from PIL import Image
 
 from cxr_ray.data.decode import DecodedImage
+from cxr_ray.data.decode_image import luminance_of
 from cxr_ray.data.resize import Fit, fit_square
 from cxr_ray.errors import DecodeError
 
@@ -37,6 +37,6 @@ def decode_frame(frame: np.ndarray, size: int, fit: Fit) -> tuple[np.ndarray, De
     tint = 0.0
     if frame.ndim == 3:
         tint = float((frame.max(axis=2) - frame.min(axis=2)).mean() / 255.0)
-        frame = np.asarray(Image.fromarray(frame).convert("L"))
+        frame = luminance_of(np.ascontiguousarray(frame))
     height, width = frame.shape
     return fit_square(frame, size, fit), DecodedImage(pixels=frame, bit_depth=8, tint=tint, width=width, height=height)

@@ -116,8 +116,29 @@ def look_up(table: np.ndarray, values: np.ndarray) -> np.ndarray:
     return pixels
 
 
+def luminance_of(colours: np.ndarray) -> np.ndarray:
+    """ITU-R BT.601 luminance, uint8 (H, W), of uint8 (H, W, 3) RGB or (H, W, 4) RGBA over black."""
+    if colours.shape[2] == 3:
+        return cv2.cvtColor(colours, cv2.COLOR_RGB2GRAY)
+    pixels, opacity = cv2.cvtColor(colours, cv2.COLOR_RGBA2GRAY), cv2.extractChannel(colours, 3)
+    if opacity.min() < 255:
+        # Over black, the luminance of a colour is that of the opaque one times the opacity.
+        return cv2.multiply(pixels, opacity, scale=1 / 255)
+    return pixels
+
+
 def tint_of(rgb: np.ndarray) -> float:
     """Mean distance between the largest and the smallest channel, 0 to 1, of colours from 0 to 255, (..., 3)."""
     red, green, blue = np.moveaxis(np.asarray(rgb, np.float32), -1, 0)
     largest, smallest = np.maximum(np.maximum(red, green), blue), np.minimum(np.minimum(red, green), blue)
     return float((largest - smallest).mean() / 255.0)
+
+
+def sampled_tint(colours: np.ndarray) -> float:
+    """`tint_of` a film, uint8 (H, W, 3) RGB or (H, W, 4) RGBA over black, from 64 x 64 of its pixels.
+
+    They are enough for a mean, and keep large colour scans cheap.
+    """
+    rows, columns = ((np.arange(64) + 0.5) * (edge / 64) for edge in colours.shape[:2])
+    sample = colours[rows.astype(int)[:, None], columns.astype(int)].astype(np.float32)
+    return tint_of(sample[..., :3] if colours.shape[2] == 3 else sample[..., :3] * (sample[..., 3:] / 255))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import warnings
+from dataclasses import replace
 from typing import Any
 
 import cv2
@@ -12,8 +13,9 @@ from PIL import Image, ImageCms, ImageFile, UnidentifiedImageError
 from PIL.TiffImagePlugin import PHOTOMETRIC_INTERPRETATION, TiffImageFile
 
 from cxr_ray.data.decode_containers import Picture, check_tiff, exif_orientation, read_gif, read_png
-from cxr_ray.data.decode_image import DecodedImage, check_size, scale_to_8_bit, tint_of
+from cxr_ray.data.decode_image import DecodedImage, check_size, luminance_of, sampled_tint, scale_to_8_bit, tint_of
 from cxr_ray.data.decode_jpeg import read_jpeg
+from cxr_ray.data.decode_png import read_usual_png
 from cxr_ray.errors import DecodeError
 
 _STARTS = (
@@ -63,13 +65,19 @@ def decode_picture(content: bytes, *, max_pixels: int, at_least: int | None) -> 
         # Pillow warns about broken metadata that does not touch the pixels, and about sizes checked here.
         warnings.simplefilter("ignore")
         try:
-            image, exif, more = _open(content, file_format, max_pixels)
+            image, picture = _open(content, file_format, max_pixels)
             width, height = image.size
             check_size(width, height, len(content), max_pixels)
-            if file_format == "JPEG":
-                _draft(image, at_least)
-            image.load()
-            bit_depth, tint, pixels = _to_luminance(image)
+            samples = read_usual_png(picture.content) if file_format == "PNG" else None
+            if samples is None:
+                if file_format == "JPEG":
+                    _draft(image, at_least)
+                image.load()
+                bit_depth, tint, pixels = _to_luminance(image)
+            elif samples.ndim == 2:
+                bit_depth, tint, pixels = 8, 0.0, samples
+            else:
+                bit_depth, tint, pixels = 8, sampled_tint(samples), luminance_of(samples)
         except DecodeError:
             raise
         except Image.DecompressionBombError as error:
@@ -78,17 +86,17 @@ def decode_picture(content: bytes, *, max_pixels: int, at_least: int | None) -> 
         except Exception as error:
             # Pillow's readers raise many types (struct.error, SyntaxError, ValueError ...) on damaged files.
             raise _explain(error, file_format) from error
-    orientation = exif_orientation(exif)
+    orientation = exif_orientation(picture.exif)
     if orientation != 1:
         pixels = np.ascontiguousarray(_TURNS[orientation](pixels))
     if orientation >= 5:
         width, height = height, width
-    note = "first of several frames" if more else None
+    note = "first of several frames" if picture.more else None
     return DecodedImage(pixels, bit_depth, width, height, tint=tint, note=note)
 
 
-def _open(content: bytes, file_format: str, max_pixels: int) -> tuple[Any, bytes, bool]:
-    """The file opened, its EXIF block, and whether it holds more pictures than one."""
+def _open(content: bytes, file_format: str, max_pixels: int) -> tuple[Any, Picture]:
+    """The file opened, and what was known of it before."""
     if file_format == "JPEG":
         jpeg = read_jpeg(content)
         check_size(jpeg.stream.width, jpeg.stream.height, len(content), max_pixels)
@@ -107,8 +115,9 @@ def _open(content: bytes, file_format: str, max_pixels: int) -> tuple[Any, bytes
     if file_format == "TIFF":
         _check_strips(image, len(content))  # Pillow turns these itself
     elif file_format == "WEBP":
-        return image, image.info.get("exif", b"").removeprefix(b"Exif\0\0"), image.is_animated
-    return image, picture.exif, picture.more or bool(getattr(image, "is_animated", False))
+        exif = image.info.get("exif", b"").removeprefix(b"Exif\0\0")
+        return image, replace(picture, exif=exif, more=image.is_animated)
+    return image, replace(picture, more=picture.more or bool(getattr(image, "is_animated", False)))
 
 
 def _check_strips(image: Any, file_bytes: int) -> None:
@@ -153,16 +162,19 @@ def _to_luminance(image: Any) -> tuple[int, float, np.ndarray]:
         )
     elif mode not in ("1", "L", "LA", "P", "RGB", "RGBA", "YCbCr"):
         image = image.convert("RGB")  # CMYK, RGBX
-    tint = 0.0 if image.mode in ("1", "L", "LA") else _tint(image)
     if image.mode == "YCbCr":
-        return bit_depth, tint, np.asarray(image.getchannel(0))
-    pixels = np.asarray(image if image.mode == "L" else image.convert("L"))
-    if image.mode in ("LA", "RGBA"):
-        alpha = np.asarray(image.getchannel("A"))
-        if alpha.min() < 255:
-            # Over black, the luminance of a colour is that of the opaque one times the opacity.
-            pixels = cv2.multiply(pixels, alpha, scale=1 / 255)
-    return bit_depth, tint, pixels
+        # 4,096 pixels are enough for a mean.
+        sample = image.resize((64, 64), Image.Resampling.NEAREST).convert("RGB")
+        return bit_depth, tint_of(np.asarray(sample)), np.asarray(image.getchannel(0))
+    if image.mode == "P":
+        image = image.convert("RGB")
+    if image.mode == "LA":
+        image, opacity = image.getchannel(0), np.asarray(image.getchannel(1))
+        return bit_depth, 0.0, cv2.multiply(np.asarray(image), opacity, scale=1 / 255)
+    if image.mode in ("RGB", "RGBA"):
+        colours = np.asarray(image)
+        return bit_depth, sampled_tint(colours), luminance_of(colours)
+    return bit_depth, 0.0, np.asarray(image if image.mode == "L" else image.convert("L"))
 
 
 def _white_is_zero(image: Any) -> bool:
@@ -182,15 +194,6 @@ def _scale_deep(values: np.ndarray, mode: str) -> tuple[int, np.ndarray]:
     if values.dtype == np.uint16:
         return bit_depth, cv2.convertScaleAbs(values, alpha=255.0 / ((1 << bit_depth) - 1))
     return bit_depth, scale_to_8_bit(values, 0, (1 << bit_depth) - 1)
-
-
-def _tint(image: Any) -> float:
-    # 4,096 pixels are enough for a mean, and keep large colour scans cheap.
-    sample = image.resize((64, 64), Image.Resampling.NEAREST)
-    rgb = np.asarray(sample.convert("RGB"), np.float32)
-    if sample.mode == "RGBA":
-        rgb *= np.asarray(sample.getchannel("A"), np.float32)[..., None] / 255
-    return tint_of(rgb)
 
 
 def _explain(error: Exception, file_format: str) -> DecodeError:

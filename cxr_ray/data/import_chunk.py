@@ -103,8 +103,10 @@ def name_of(file: SourceFile) -> str:
 
 
 def _row(file: SourceFile, content: bytes, square: np.ndarray, image: DecodedImage) -> dict[str, Any]:
+    identity = hashlib.sha256(content)
+    identity.update(f"\0{file.path}\0{file.frame}".encode())
     return {
-        "image_id": hashlib.sha256(content + f"\0{file.path}\0{file.frame}".encode()).hexdigest()[:16],
+        "image_id": identity.hexdigest()[:16],
         "pixel_hash": hashlib.sha256(square.data).hexdigest()[:16],
         "label": file.label,
         "source": file.source,

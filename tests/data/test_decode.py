@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -90,6 +91,29 @@ def test_transparency_lies_over_black(file_format, options, mode):
     white = [Image.new("L", (48, 32), 255)] * (len(mode) - 1)
     decoded = agrees(encoded(Image.merge(mode, [*white, GRAY]), file_format, **options))
     assert decoded.tint == 0
+
+
+@pytest.mark.parametrize("row_filter", range(5))
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_png_rows_are_unfiltered_as_the_standard_says(row_filter, channels):
+    samples = np.random.default_rng(row_filter).integers(0, 256, (9, 14, channels), dtype=np.uint8)
+    left, up, corner = np.zeros((3, *samples.shape), int)
+    left[:, 1:], up[1:], corner[1:, 1:] = samples[:, :-1], samples[:-1], samples[:-1, :-1]
+    distances = np.abs(np.stack([up - corner, left - corner, left + up - 2 * corner]))
+    paeth = np.choose(distances.argmin(axis=0), [left, up, corner])  # PNG third edition, section 9.4
+    predicted = [0, left, up, (left + up) // 2, paeth][row_filter]
+    rows = ((samples.astype(int) - predicted) % 256).astype(np.uint8).reshape(9, -1)
+    scanlines = np.insert(rows, 0, row_filter, axis=1).tobytes()
+    header = struct.pack(">IIBBBBB", 14, 9, 8, {1: 0, 3: 2, 4: 6}[channels], 0, 0, 0)
+    chunks = [(b"IHDR", header), (b"IDAT", zlib.compress(scanlines)), (b"IEND", b"")]
+    framed = [struct.pack(">I", len(body)) + kind + body + crc(kind + body) for kind, body in chunks]
+    weights = np.array([0.299, 0.587, 0.114]) if channels > 1 else np.ones(1)
+    opacity = samples[..., 3] / 255 if channels == 4 else 1.0
+    agrees(b"\x89PNG\r\n\x1a\n" + b"".join(framed), 0.6, samples[..., : len(weights)] @ weights * opacity)
+
+
+def crc(content: bytes) -> bytes:
+    return struct.pack(">I", zlib.crc32(content))
 
 
 def test_what_is_named_transparent_is_black_in_palette_gray_and_colour_images():
