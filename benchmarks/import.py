@@ -2,25 +2,26 @@
 
     python benchmarks/import.py                      # images a second, against a plain loop over the same files
     python benchmarks/import.py --memory             # memory of the whole import from 2,000 to 50,000 files
-    python benchmarks/import.py --films FOLDER       # on files of your own (what Pillow cannot open is left out)
+    python benchmarks/import.py --films FOLDER       # on class folders of your own (without what Pillow cannot open)
 
 The plain loop opens each file with Pillow, converts it to gray and resizes it to 224 x 224, in one process. The import
 decodes over Ray on all cores, and besides that hashes, measures, looks for duplicates, splits and writes the dataset.
 Both work on the same files and take turns in one run. Without --films the files are synthetic, in the formats, sizes
-and colours of 43 films as six public sources publish them (256 px thumbnails to 5-megapixel PNG and JPEG).
+and colours of 43 films as six public sources publish them (256 px thumbnails to 5-megapixel PNG and JPEG). A few films
+of your own are linked several times, until they are as many, so that what an import costs once does not decide.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import threading
 import time
+from collections import Counter
 from pathlib import Path
 
 import cv2
@@ -50,7 +51,7 @@ SIZE = 224
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--films", type=Path, help="a folder of films, instead of synthetic ones")
-    parser.add_argument("--images", type=int, default=860, help="synthetic films to make")
+    parser.add_argument("--images", type=int, default=860, help="how many to import")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--memory", action="store_true", help="measure memory instead of speed")
     parser.add_argument("--measured", type=int, help=argparse.SUPPRESS)
@@ -60,7 +61,10 @@ def main() -> None:
             return measure_one(Path(os.environ["FILMS"]), Path(folder) / "dataset")
         if options.memory:
             return memory(Path(folder))
-        films = class_folders(options.films, Path(folder)) if options.films else published(Path(folder), options.images)
+        if options.films:
+            films = class_folders(options.films, Path(folder), options.images)
+        else:
+            films = published(Path(folder), options.images)
         speed(films, options.rounds, Path(folder))
     return None
 
@@ -161,8 +165,7 @@ def published(folder: Path, images: int) -> Path:
     for number in range(images):
         suffix, width, height, mode = PUBLISHED[number % len(PUBLISHED)]
         label = PHANTOM_CLASSES[number % 5]
-        film = draw_phantom(label, seed=1, index=number).pixels
-        film = cv2.resize(film, (width, height), interpolation=cv2.INTER_CUBIC)
+        film = _framed(draw_phantom(label, seed=1, index=number).pixels, random, (width, height))
         noise = random.normal(0, 2.5, (height // 2 + 1, width // 2 + 1)).astype(np.float32)
         grain = cv2.resize(noise, (width, height))
         picture = Image.fromarray((film + grain).clip(0, 255).astype(np.uint8)).convert(mode)
@@ -178,33 +181,45 @@ def small_files(folder: Path, count: int, first: int) -> None:
     for label in PHANTOM_CLASSES:
         (folder / label).mkdir(parents=True, exist_ok=True)
     for number in range(first, first + count):
-        film = base[number % 100]
-        corners = np.array([[0, 0], [film.shape[1], 0], [0, film.shape[0]]], np.float32)
-        moved = (corners + random.normal(0, 14, (3, 2))).astype(np.float32)
-        warped = cv2.warpAffine(film, cv2.getAffineTransform(corners, moved), (320, 320), borderMode=cv2.BORDER_REFLECT)
-        relit = 255 * (warped / 255) ** random.uniform(0.6, 1.6)
-        Image.fromarray(relit.astype(np.uint8)).save(folder / PHANTOM_CLASSES[number % 5] / f"{number:06d}.jpg")
+        film = _framed(base[number % 100], random, (320, 320)).astype(np.uint8)
+        Image.fromarray(film).save(folder / PHANTOM_CLASSES[number % 5] / f"{number:06d}.jpg")
 
 
-def class_folders(films: Path, folder: Path) -> Path:
-    """Links to those of somebody's films that Pillow opens, in class folders of their own."""
-    for file in sorted(path for path in films.rglob("*") if path.is_file()):
-        try:
-            with Image.open(file):
-                pass
-        except (UnidentifiedImageError, OSError):
-            continue
+def _framed(film: np.ndarray, random: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
+    """A phantom framed and exposed in a way of its own: real films are not as alike as phantoms are."""
+    corners = np.array([[0, 0], [film.shape[1], 0], [0, film.shape[0]]], np.float32)
+    moved = (corners + random.normal(0, 0.04 * film.shape[0], (3, 2))).astype(np.float32)
+    matrix = np.diag([size[0] / film.shape[1], size[1] / film.shape[0]]) @ cv2.getAffineTransform(corners, moved)
+    warped = cv2.warpAffine(film, matrix, size, flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REFLECT)
+    return 255 * (warped / 255) ** random.uniform(0.6, 1.6)
+
+
+def class_folders(films: Path, folder: Path, images: int) -> Path:
+    """Links to those of somebody's films that Pillow opens, in class folders, over and over until there are enough."""
+    files = [file for file in sorted(films.rglob("*")) if file.is_file() and _opens(file)]
+    few = {label for label, count in Counter(file.parent.name for file in files).items() if count < 4}
+    files = [file for file in files if file.parent.name not in few]
+    for number in range(max(len(files), images)):
+        file = files[number % len(files)]
         target = folder / "films" / file.parent.name
         target.mkdir(parents=True, exist_ok=True)
-        (target / file.name).symlink_to(file.resolve())
-    for few in [path for path in (folder / "films").iterdir() if len(list(path.iterdir())) < 4]:
-        shutil.rmtree(few)
+        (target / f"{number:06d}-{file.name}").symlink_to(file.resolve())
     return folder / "films"
 
 
+def _opens(file: Path) -> bool:
+    try:
+        with Image.open(file):
+            return True
+    except (UnidentifiedImageError, OSError):
+        return False
+
+
 def _warm_up(_: int) -> int:
+    """So long that every worker gets one: what is compared is a cluster that runs already."""
     import cxr_ray.data.import_chunk
 
+    time.sleep(1)
     return len(cxr_ray.data.import_chunk.__name__)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import sys
@@ -192,9 +193,7 @@ def parallel_map(function: Callable[[Item], Result], items: Iterable[Item]) -> I
     Raises:
         CxrError: What the function raised, or that its process died.
     """
-    import ray
-
-    remote = ray.remote(num_cpus=1)(function)
+    remote = _remote(function)
     in_flight: deque[Any] = deque()
     limit = max(2, 2 * int(available("CPU")))
     for item in items:
@@ -203,6 +202,14 @@ def parallel_map(function: Callable[[Item], Result], items: Iterable[Item]) -> I
             yield _result(in_flight.popleft())
     while in_flight:
         yield _result(in_flight.popleft())
+
+
+@functools.lru_cache(maxsize=32)
+def _remote(function: Callable[[Any], Any]) -> Any:
+    """A remote function; kept, because each new one is sent to the cluster and fetched by its workers again."""
+    import ray
+
+    return ray.remote(num_cpus=1)(function)
 
 
 def reason_of(error: object) -> str:

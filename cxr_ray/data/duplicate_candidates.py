@@ -18,6 +18,8 @@ from dataclasses import dataclass, replace
 import cv2
 import numpy as np
 
+from cxr_ray.data.mapping import Mapper
+
 THUMBNAIL = 64  # pixels a side; the size films are confirmed at
 BEST = 64  # candidate pairs that a film proposes at most, so that a set of look-alikes costs no more than others
 
@@ -28,6 +30,7 @@ _CROPS = 6  # of each
 _CROP = 0.06  # of a side at most, a little more than is promised
 _SIMILAR = (0.35, 0.5)  # bounds of the cosine of two films' features from which on they are a candidate pair ...
 _LOST = 0.005  # ... within which it loses this share of the films that are cropped to the limit
+_CROPPED_AT_ONCE = 256
 _EXHAUSTIVE = 64  # so few films teach no directions, and all their pairs are quickly confirmed
 _TABLES = 32
 _HASHED = 24  # leading features that are hashed: the ones that cropping changes least
@@ -77,22 +80,32 @@ class Features:
 
     def of(self, thumbnails: np.ndarray) -> np.ndarray:
         """float32, (n, features) of unit length, for thumbnails (uint8, (n, 64, 64)); the leading ones most robust."""
-        values = _reduced(thumbnails) @ self.weights - self.offset
+        return self.of_reduced(_reduced(thumbnails).astype(np.float64))
+
+    def of_reduced(self, reduced: np.ndarray) -> np.ndarray:
+        """As `of`, for thumbnails reduced already (float64, (n, 576))."""
+        values = reduced @ self.weights - self.offset
         return (values / np.maximum(np.linalg.norm(values, axis=1, keepdims=True), 1e-9)).astype(np.float32)
 
 
-def learn_features(thumbnails: np.ndarray) -> Features:
+def learn_features(thumbnails: np.ndarray, run: Mapper = map) -> Features:
     """Learn features of films that stay when a film is cropped and differ between films.
 
     Args:
         thumbnails: uint8, (n, 64, 64), a sample of the dataset, none of them blank; n > 1.
+        run: Crops them in parallel, in order.
 
     Returns:
         min(64, n - 1) features, each of unit variance over the sample.
     """
     random = np.random.default_rng(0)
     shares = random.uniform(0, _CROP, (_CROPS, len(thumbnails), 4))
-    crops = np.stack([_reduced(_cropped(thumbnails, each)) for each in shares])
+    to_the_limit = random.choice([0, _CROP], (1, len(thumbnails), 4))
+    every = np.concatenate([shares, to_the_limit])
+    blocks = [slice(start, start + _CROPPED_AT_ONCE) for start in range(0, len(thumbnails), _CROPPED_AT_ONCE)]
+    parts = run(_reduced_crops, [(thumbnails[block], every[:, block]) for block in blocks])
+    *crops, limits = np.concatenate(list(parts), axis=1).astype(np.float64)
+    crops = np.stack(crops)
     centres = crops.mean(axis=0)
     mean = centres.mean(axis=0)
     spread = (crops - centres).reshape(-1, _GRID**2)
@@ -106,8 +119,7 @@ def learn_features(thumbnails: np.ndarray) -> Features:
     strongest = slice(-1, -count - 1, -1)
     weights = np.linalg.solve(root.T, directions[:, strongest]) / np.sqrt(np.maximum(variance[strongest], 1e-9))
     learnt = Features(weights=weights, offset=mean @ weights)
-    limits = _cropped(thumbnails, random.choice([0, _CROP], (len(thumbnails), 4)))
-    cosines = np.einsum("ij,ij->i", learnt.of(thumbnails), learnt.of(limits))
+    cosines = np.einsum("ij,ij->i", learnt.of(thumbnails), learnt.of_reduced(limits))
     return replace(learnt, similar=float(np.quantile(cosines, _LOST).clip(*_SIMILAR)))
 
 
@@ -212,13 +224,16 @@ def _rank(pixels: np.ndarray) -> np.ndarray:
 
 
 def _reduced(thumbnails: np.ndarray) -> np.ndarray:
-    """float64, (n, 576), 0 to 255."""
+    """uint8, (n, 576)."""
     size = (_GRID, _GRID)
-    return (
-        np.stack([cv2.resize(film, size, interpolation=cv2.INTER_AREA) for film in thumbnails])
-        .reshape(len(thumbnails), -1)
-        .astype(np.float64)
-    )
+    small = [cv2.resize(film, size, interpolation=cv2.INTER_AREA) for film in thumbnails]
+    return np.stack(small).reshape(len(thumbnails), -1)
+
+
+def _reduced_crops(block: tuple[np.ndarray, np.ndarray]) -> np.ndarray:
+    """uint8, (k, n, 576), of thumbnails (uint8, (n, 64, 64)) and shares to crop them by (float64, (k, n, 4))."""
+    thumbnails, shares = block
+    return np.stack([_reduced(_cropped(thumbnails, each)) for each in shares])
 
 
 def _cropped(films: np.ndarray, shares: np.ndarray) -> np.ndarray:

@@ -27,7 +27,7 @@ from cxr_ray.progress import ProgressLine
 
 _BLOCK_BYTES = 8 << 20  # of pixels handed out at a time
 _FEATURES_AT_ONCE = 2048
-_PAIRS_AT_ONCE = 256
+_PAIRS_AT_ONCE = 64
 _BYTES = THUMBNAIL**2  # of one thumbnail
 
 
@@ -74,7 +74,7 @@ def find_near_duplicates(
     with tempfile.TemporaryFile() as spool:
         rows, pairs = _distinct_films(store, map, spool, progress)
         if len(rows) > 1:
-            candidates = _candidates(spool, rows)
+            candidates = _candidates(spool, rows, map)
             pairs += _confirmed(spool, rows[candidates], map, progress)
     return sorted(pairs)
 
@@ -147,12 +147,12 @@ def _read(spool: IO[bytes], rows: np.ndarray) -> np.ndarray:
     return np.frombuffer(content, np.uint8).reshape(-1, THUMBNAIL, THUMBNAIL)
 
 
-def _candidates(spool: IO[bytes], rows: np.ndarray) -> np.ndarray:
+def _candidates(spool: IO[bytes], rows: np.ndarray, run: Mapper) -> np.ndarray:
     """int64, (pairs, 2): positions in `rows`, most promising first."""
     pairs = all_pairs(len(rows))
     if pairs is not None:
         return pairs
-    learnt = learn_features(_read(spool, sample_rows(rows)))
+    learnt = learn_features(_read(spool, sample_rows(rows)), run)
     starts = range(0, len(rows), _FEATURES_AT_ONCE)
     features = [learnt.of(_read(spool, rows[start : start + _FEATURES_AT_ONCE])) for start in starts]
     return candidate_pairs(np.concatenate(features), learnt.similar)

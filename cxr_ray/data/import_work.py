@@ -204,7 +204,7 @@ class ImportWork:
     ) -> dict[str, Any]:
         pixels = ShardWriter(self.folder, f"pixels-{number:05d}.npy", self._size)
         masks = ShardWriter(self.folder, f"lung-masks-{number:05d}.npy", self._size) if self._lung_masks else None
-        rows: list[dict[str, Any]] = []
+        tables = [manifest_table([], self._extra)]
         marks: dict[str, Any] = {"digest": digest, "unreadable": [], "unreadable_numbers": [], "set_aside": []}
         try:
             for start in range(0, films, CHUNK_IMAGES):
@@ -212,7 +212,7 @@ class ImportWork:
                 pixels.append(result.pixels)
                 if masks is not None and result.lung_masks is not None:
                     masks.append(result.lung_masks)
-                rows += result.rows
+                tables.append(manifest_table(result.rows, self._extra))  # here, while the workers decode
                 marks["unreadable"] += result.unreadable
                 marks["unreadable_numbers"] += [start + number for number in result.unreadable_numbers]
                 marks["set_aside"] += result.set_aside
@@ -226,7 +226,7 @@ class ImportWork:
                     writer.abandon()
             raise
         sink = pa.BufferOutputStream()
-        pq.write_table(manifest_table(rows, self._extra), sink, compression="zstd")
+        pq.write_table(pa.concat_tables(tables).combine_chunks(), sink, compression="zstd")
         write_atomically(self.folder / MARKS / f"rows-{number:05d}.parquet", sink.getvalue().to_pybytes())
         # Last: from now on the shard counts.
         write_atomically(self.folder / MARKS / f"shard-{number:05d}.json", json.dumps(marks).encode())
