@@ -4,8 +4,7 @@
 
 Draws phantoms as JPEG files (shared between both sides), imports them, and lets both loaders deliver whole epochs of
 the same films at 112 and 224 px with the equivalent transforms (shift, scale, rotation; brightness, contrast; gray;
-normalised to -1..1 float32), taking turns in one run. Prints images a second and the ratio; `--wait` also trains `tiny`
-and prints the share of a step spent waiting for data.
+normalised to -1..1 float32), taking turns in one run. Prints images a second and the ratio.
 """
 
 from __future__ import annotations

@@ -59,8 +59,7 @@ class FilmDataset(TorchDataset[tuple[np.ndarray, int, int]]):
         row = int(self.rows[position])
         pixels = fit_square(self._pixels[row], self._image_size, "squash")
         if self._augmentation is not None:
-            seed = int(np.random.SeedSequence([self._seed, epoch, row, repeat]).generate_state(1)[0])
-            pixels = self._augmentation(pixels, seed)
+            pixels = self._augmentation(pixels, np.random.default_rng([self._seed, epoch, row, repeat]))
         return pixels, int(self._labels[position]), row
 
 
@@ -147,7 +146,7 @@ def train_loader(films: FilmDataset, sampler: TrainSampler, processes: int, pin_
         processes: Worker processes that decode and augment; 0 does it in the caller.
         pin_memory: Page-locked batches, for copies to a GPU.
     """
-    return DataLoader(
+    return _FilmLoader(
         films,
         batch_sampler=sampler,
         num_workers=processes,
@@ -162,7 +161,8 @@ def eval_batches(films: FilmDataset, batch_size: int, rank: int = 0, world_size:
     """Batches of every `world_size`-th film from `rank` on, in order, nothing padded or left out."""
     positions = range(rank, len(films), world_size)
     for start in range(0, len(positions), batch_size):
-        yield _collate([films[0, position, 0] for position in positions[start : start + batch_size]])
+        pixels, labels, rows = _collate([films[0, position, 0] for position in positions[start : start + batch_size]])
+        yield pixels, torch.from_numpy(labels), torch.from_numpy(rows)
 
 
 def to_input(images_uint8: Tensor) -> Tensor:
@@ -170,11 +170,22 @@ def to_input(images_uint8: Tensor) -> Tensor:
     return images_uint8.float().div_(127.5).sub_(1.0)
 
 
-def _collate(items: list[tuple[np.ndarray, int, int]]) -> Batch:
+class _FilmLoader(DataLoader):
+    """A DataLoader whose processes send the pixels through shared memory and the few numbers with the message.
+
+    Each tensor that a process shares costs the training process a connection to it, about as long as the pixels of
+    ten films take.
+    """
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        for pixels, labels, rows in super().__iter__():
+            yield pixels, torch.from_numpy(labels), torch.from_numpy(rows)
+
+
+def _collate(items: list[tuple[np.ndarray, int, int]]) -> tuple[Tensor, np.ndarray, np.ndarray]:
     pixels = np.stack([item[0] for item in items])[:, None]
-    labels = np.array([item[1] for item in items], np.int64)
-    rows = np.array([item[2] for item in items], np.int64)
-    return torch.from_numpy(pixels), torch.from_numpy(labels), torch.from_numpy(rows)
+    labels, rows = (np.array([item[k] for item in items], np.int64) for k in (1, 2))
+    return torch.from_numpy(pixels), labels, rows
 
 
 def _quiet_worker(_worker: int) -> None:
