@@ -34,6 +34,7 @@ _TIFF_COMPRESSIONS = frozenset(
 )
 _TIFF_EDGES = ((322, "wide"), (323, "high"))  # of a tile
 _TIFF_STRIPS = ((273, 279), (324, 325))  # offsets and byte counts of strips and tiles
+_STRIP = 1 << 20  # pixels
 _MAX_TILE_MARGIN = 1024  # pixels by which a tile may exceed a small film
 _TURNS = {
     2: lambda pixels: pixels[:, ::-1],
@@ -172,9 +173,20 @@ def _to_luminance(image: Any) -> tuple[int, float, np.ndarray]:
         image, opacity = image.getchannel(0), np.asarray(image.getchannel(1))
         return bit_depth, 0.0, cv2.multiply(np.asarray(image), opacity, scale=1 / 255)
     if image.mode in ("RGB", "RGBA"):
-        colours = np.asarray(image)
-        return bit_depth, sampled_tint(colours), luminance_of(colours)
+        sample = image.resize((64, 64), Image.Resampling.NEAREST)
+        return bit_depth, sampled_tint(np.asarray(sample)), _in_strips(image)
     return bit_depth, 0.0, np.asarray(image if image.mode == "L" else image.convert("L"))
+
+
+def _in_strips(image: Any) -> np.ndarray:
+    """`luminance_of` a colour image, some rows at a time: as an array the whole would take its memory twice again."""
+    width, height = image.size
+    pixels = np.empty((height, width), np.uint8)
+    rows = max(1, _STRIP // width)
+    for top in range(0, height, rows):
+        bottom = min(height, top + rows)
+        pixels[top:bottom] = luminance_of(np.asarray(image.crop((0, top, width, bottom))))
+    return pixels
 
 
 def _white_is_zero(image: Any) -> bool:
