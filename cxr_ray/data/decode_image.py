@@ -19,7 +19,7 @@ MAX_EDGE = 32_767  # pixels; OpenCV counts them in 16 bits
 _LARGE = 25_000_000  # pixels; lung masks have fewer, and compress as films do not
 _PIXELS_PER_BYTE = 1_000
 
-_BLOCK = 1 << 20  # pixels that are worked on at a time where an operation needs several bytes for each
+BLOCK = 1 << 20  # pixels that are worked on at a time where an operation needs several bytes for each
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def scale_to_8_bit(values: np.ndarray, low: float, high: float) -> np.ndarray:
     pixels = np.zeros(values.shape, np.uint8)
     if not high > low:
         return pixels
-    rows = max(1, _BLOCK // values.shape[1])
+    rows = max(1, BLOCK // values.shape[1])
     for top in range(0, len(values), rows):
         # float64, because the span of 32-bit values does not fit in less.
         scaled = (values[top : top + rows].astype(np.float64) - low) * (255.0 / (high - low))
@@ -110,7 +110,7 @@ def look_up(table: np.ndarray, values: np.ndarray) -> np.ndarray:
     if values.dtype == np.uint8:
         return cv2.LUT(values, table)
     pixels = np.empty(values.shape, np.uint8)
-    rows = max(1, (_BLOCK // 4) // values.shape[1])
+    rows = max(1, (BLOCK // 4) // values.shape[1])
     for top in range(0, len(values), rows):
         np.take(table, values[top : top + rows], out=pixels[top : top + rows], mode="clip")
     return pixels

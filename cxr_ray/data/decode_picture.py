@@ -13,7 +13,15 @@ from PIL import Image, ImageCms, ImageFile, UnidentifiedImageError
 from PIL.TiffImagePlugin import PHOTOMETRIC_INTERPRETATION, TiffImageFile
 
 from cxr_ray.data.decode_containers import Picture, check_tiff, exif_orientation, read_gif, read_png
-from cxr_ray.data.decode_image import DecodedImage, check_size, luminance_of, sampled_tint, scale_to_8_bit, tint_of
+from cxr_ray.data.decode_image import (
+    BLOCK,
+    DecodedImage,
+    check_size,
+    luminance_of,
+    sampled_tint,
+    scale_to_8_bit,
+    tint_of,
+)
 from cxr_ray.data.decode_jpeg import read_jpeg
 from cxr_ray.data.decode_png import read_usual_png
 from cxr_ray.errors import DecodeError
@@ -34,7 +42,6 @@ _TIFF_COMPRESSIONS = frozenset(
 )
 _TIFF_EDGES = ((322, "wide"), (323, "high"))  # of a tile
 _TIFF_STRIPS = ((273, 279), (324, 325))  # offsets and byte counts of strips and tiles
-_STRIP = 1 << 20  # pixels
 _MAX_TILE_MARGIN = 1024  # pixels by which a tile may exceed a small film
 _TURNS = {
     2: lambda pixels: pixels[:, ::-1],
@@ -182,7 +189,7 @@ def _in_strips(image: Any) -> np.ndarray:
     """`luminance_of` a colour image, some rows at a time: as an array the whole would take its memory twice again."""
     width, height = image.size
     pixels = np.empty((height, width), np.uint8)
-    rows = max(1, _STRIP // width)
+    rows = max(1, BLOCK // width)
     for top in range(0, height, rows):
         bottom = min(height, top + rows)
         pixels[top:bottom] = luminance_of(np.asarray(image.crop((0, top, width, bottom))))

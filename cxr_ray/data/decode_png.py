@@ -1,4 +1,4 @@
-"""The usual PNG films (8 bit, gray or colour) to samples, at twice the speed of Pillow."""
+"""The usual PNG films (8 bit, gray or colour) to samples, faster than Pillow."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _TRANSPARENCY_AT = 33  # the chunk after the header: `read_png` leaves a palette
 def read_usual_png(content: bytes) -> np.ndarray | None:
     """Decode a PNG file with kornia-rs, whose decoder is written in Rust and checks every bound.
 
-    Over the 25 PNG files of 48 films as published it takes 0.49 of Pillow's time, on 256 x 256 pixels in colour 0.36.
+    Over 25 PNG files as published it takes 0.60 of Pillow's time: 0.7 on 5 megapixels in colour, 0.4 on 256 x 256.
 
     Args:
         content: The file as `cxr_ray.data.decode_containers.read_png` leaves it. Its size is one that

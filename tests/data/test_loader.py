@@ -110,7 +110,7 @@ def test_loader_processes_do_not_copy_the_pixels(phantoms, tmp_path: Path):
     batches = iter(loader)
     for _ in range(len(sampler) - 4):  # nearly all rows have been read by then
         next(batches)
-    own = [private_bytes(worker.pid) for worker in loader._iterator._workers]  # type: ignore
+    own = [private_bytes(worker.pid) for worker in loader._iterator._workers]  # type: ignore[attr-defined]
     mine = private_bytes(os.getpid())
     del batches
     assert len(own) == 2
