@@ -1,8 +1,7 @@
 """How the search for near duplicates grows: time, work, memory, recall and precision on planted copies.
 
-Films are made from phantoms: two people's films, each warped smoothly, are blended and exposed anew, so that every
-film is of nobody else, yet all are framed alike, which is what makes hashes collide. One film in fifty is a copy of
-another: re-encoded, resized, re-windowed, cropped, or all of these.
+No film is like another (`unlike_films`), yet all are framed alike, which is what makes hashes collide. One film in
+fifty is a copy of another: re-encoded, resized, re-windowed, cropped, or all of these.
 
     python benchmarks/duplicates.py
     python benchmarks/duplicates.py --images 12500 --plain
@@ -22,16 +21,15 @@ from typing import Any
 import cv2
 import numpy as np
 from PIL import Image
+from unlike_films import draw_people, draw_unlike, expose
 
 from cxr_ray import cluster
 from cxr_ray.data.duplicate_confirmation import confirm
 from cxr_ray.data.duplicates import duplicate_groups, find_near_duplicates
 from cxr_ray.data.mapping import Mapper
-from cxr_ray.data.phantom import PHANTOM_CLASSES, draw_phantom
 from cxr_ray.data.shards import SHARD_IMAGES, PixelStore, Shard, write_shard
 
 IMAGES = (12_500, 25_000, 50_000, 100_000)
-PEOPLE = 300
 PLANTED = 50  # one film in so many is a copy
 
 
@@ -49,10 +47,9 @@ def main() -> None:
         "| films | seconds | CPU s | candidates a film | peak MB | workers' MB | recall | precision | largest group |"
     )
     print("|--:|--:|--:|--:|--:|--:|--:|--:|--:|")
-    people = [draw_phantom(PHANTOM_CLASSES[i % 5], seed=7, index=i).pixels for i in range(PEOPLE)]
     with tempfile.TemporaryDirectory() as folder:
         people_file = Path(folder) / "people.npy"
-        np.save(people_file, np.stack(people))
+        np.save(people_file, draw_people())
         for images in options.images:
             print(_row(Path(folder), people_file, images, options.size, run), flush=True)
 
@@ -122,33 +119,10 @@ def _make_shard(part: tuple[Path, Path, int, int, int]) -> Shard:
 
 def _film(row: int, people: np.ndarray, images: int, size: int) -> np.ndarray:
     original = _original(row, images)
-    film = _draw(np.random.default_rng([1, original]), people)
+    film = draw_unlike(np.random.default_rng([1, original]), people)
     if original != row:
         film = _copy(np.random.default_rng([2, row]), film, row % 5)
     return cv2.resize(film, (size, size), interpolation=cv2.INTER_AREA)
-
-
-def _draw(random: np.random.Generator, people: np.ndarray) -> np.ndarray:
-    one, other = random.choice(len(people), 2, replace=False)
-    share = random.uniform(0.3, 0.7)
-    blend = share * _warped(people[one], random) + (1 - share) * _warped(people[other], random)
-    blend += random.normal(0, 3, blend.shape)
-    return _exposed(blend / 255, random, 0.15)
-
-
-def _warped(film: np.ndarray, random: np.random.Generator) -> np.ndarray:
-    size = film.shape[0]
-    field = random.normal(0, 0.03 * size, (2, 5, 5)).astype(np.float32)
-    dx, dy = (cv2.resize(part, (size, size), interpolation=cv2.INTER_CUBIC) for part in field)
-    y, x = np.mgrid[:size, :size].astype(np.float32)
-    return cv2.remap(film, x + dx, y + dy, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE).astype(np.float32)
-
-
-def _exposed(values: np.ndarray, random: np.random.Generator, strength: float) -> np.ndarray:
-    gamma = 2 ** random.uniform(-4 * strength, 4 * strength)
-    contrast, light = random.uniform(1 - 2 * strength, 1 + 2 * strength), random.uniform(-strength, strength) / 2
-    exposed = (np.clip(values, 0, 1) ** gamma - 0.5) * contrast + 0.5 + light
-    return np.round(255 * np.clip(exposed, 0, 1)).astype(np.uint8)
 
 
 def _copy(random: np.random.Generator, film: np.ndarray, kind: int) -> np.ndarray:
@@ -158,7 +132,7 @@ def _copy(random: np.random.Generator, film: np.ndarray, kind: int) -> np.ndarra
         top, bottom, left, right = random.integers(0, size // 20 + 1, 4)
         film = film[top : size - bottom, left : size - right]
     if kind in (1, 4):
-        film = _exposed(film / 255.0, random, 0.15)
+        film = expose(film / 255.0, random, 0.15)
     if kind in (2, 4):
         film = cv2.resize(film, (128, 128), interpolation=cv2.INTER_AREA)
     if kind in (3, 4):

@@ -22,11 +22,13 @@ import tempfile
 import threading
 import time
 from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import cv2
 import numpy as np
 from PIL import Image, UnidentifiedImageError
+from unlike_films import draw_people, draw_unlike
 
 from cxr_ray import cluster
 from cxr_ray.data.importers import import_dataset
@@ -122,7 +124,7 @@ def measure_one(films: Path, out: Path) -> None:
     done = threading.Event()
 
     def watch() -> None:
-        while not done.wait(0.5):
+        while not done.wait(0.1):
             mine, children = own_memory(os.getpid()), sum(own_memory(pid) for pid in descendants(os.getpid()))
             peaks["all"] = max(peaks["all"], mine + children)
             peaks["driver"] = max(peaks["driver"], mine)
@@ -175,13 +177,21 @@ def published(folder: Path, images: int) -> Path:
 
 
 def small_files(folder: Path, count: int, first: int) -> None:
-    """JPEG films of 320 px, none like another, quickly: a hundred phantoms, each shifted and relit in its own way."""
-    base = [draw_phantom(PHANTOM_CLASSES[i % 5], seed=2, index=i).pixels for i in range(100)]
-    random = np.random.default_rng(first)
+    """JPEG films of 256 px, none like another."""
     for label in PHANTOM_CLASSES:
         (folder / label).mkdir(parents=True, exist_ok=True)
-    for number in range(first, first + count):
-        film = _framed(base[number % 100], random, (320, 320)).astype(np.uint8)
+    people = draw_people()
+    parts = [
+        (folder, people, range(start, min(start + 500, first + count))) for start in range(first, first + count, 500)
+    ]
+    with ProcessPoolExecutor() as pool:
+        list(pool.map(_save_films, parts))
+
+
+def _save_films(part: tuple[Path, np.ndarray, range]) -> None:
+    folder, people, numbers = part
+    for number in numbers:
+        film = cv2.resize(draw_unlike(np.random.default_rng(number), people), (256, 256))
         Image.fromarray(film).save(folder / PHANTOM_CLASSES[number % 5] / f"{number:06d}.jpg")
 
 
