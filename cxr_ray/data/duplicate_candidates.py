@@ -39,7 +39,7 @@ _BUCKET = 64  # films of a bucket that one film is compared with
 _DARK = 0.08  # of a film's own range of gray: darker pixels may be border
 _MARKER = 0.02  # of a border's length may be lit: a letter, dust, ringing of a codec
 _BLANK = 2.0  # gray levels of standard deviation below which a film shows nothing that could be recognised
-_PAIRS_AT_ONCE = 1 << 18
+_PAIRS_AT_ONCE = 1 << 15  # whose features are 16 MB
 
 
 def thumbnail(pixels: np.ndarray) -> np.ndarray:
@@ -104,12 +104,11 @@ def learn_features(thumbnails: np.ndarray, run: Mapper = map) -> Features:
     every = np.concatenate([shares, to_the_limit])
     blocks = [slice(start, start + _CROPPED_AT_ONCE) for start in range(0, len(thumbnails), _CROPPED_AT_ONCE)]
     parts = run(_reduced_crops, [(thumbnails[block], every[:, block]) for block in blocks])
-    *crops, limits = np.concatenate(list(parts), axis=1).astype(np.float64)
-    crops = np.stack(crops)
-    centres = crops.mean(axis=0)
+    *crops, limits = np.concatenate(list(parts), axis=1)
+    centres = np.mean(crops, axis=0)
     mean = centres.mean(axis=0)
-    spread = (crops - centres).reshape(-1, _GRID**2)
-    within = spread.T @ spread / ((_CROPS - 1) * len(thumbnails))
+    spreads = (crop - centres for crop in crops)  # one at a time, as each is ten megabytes
+    within = sum(spread.T @ spread for spread in spreads) / ((_CROPS - 1) * len(thumbnails))
     between = (centres - mean).T @ (centres - mean) / len(thumbnails)
     # Cropping alone leaves directions without any variance, in which noise and compression would then count most.
     within += 0.1 * np.trace(within) / _GRID**2 * np.eye(_GRID**2) + 1e-6 * np.eye(_GRID**2)
@@ -119,7 +118,7 @@ def learn_features(thumbnails: np.ndarray, run: Mapper = map) -> Features:
     strongest = slice(-1, -count - 1, -1)
     weights = np.linalg.solve(root.T, directions[:, strongest]) / np.sqrt(np.maximum(variance[strongest], 1e-9))
     learnt = Features(weights=weights, offset=mean @ weights)
-    cosines = np.einsum("ij,ij->i", learnt.of(thumbnails), learnt.of_reduced(limits))
+    cosines = np.einsum("ij,ij->i", learnt.of(thumbnails), learnt.of_reduced(limits.astype(np.float64)))
     return replace(learnt, similar=float(np.quantile(cosines, _LOST).clip(*_SIMILAR)))
 
 

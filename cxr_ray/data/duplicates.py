@@ -25,7 +25,9 @@ from cxr_ray.data.mapping import Mapper
 from cxr_ray.data.shards import PixelStore
 from cxr_ray.progress import ProgressLine
 
-_BLOCK_BYTES = 8 << 20  # of pixels handed out at a time
+# Of pixels handed out at a time. Ray frees what has been used once a second or when it is a hundred pieces, so larger
+# ones pile up.
+_BLOCK_BYTES = 2 << 20
 _FEATURES_AT_ONCE = 2048
 _PAIRS_AT_ONCE = 64
 _BYTES = THUMBNAIL**2  # of one thumbnail

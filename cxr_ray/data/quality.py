@@ -84,16 +84,20 @@ def measure_orientation(blocks: Iterable[np.ndarray]) -> dict[str, np.ndarray]:
         ``inversion`` (dark bone on bright air), ``upside_down`` (turned by 180 degrees or flipped vertically),
         ``sideways`` (turned by 90 degrees either way, flipped or not).
     """
-    thumbnails = [np.stack([_thumbnail(square) for square in block]) for block in blocks]
-    films = np.concatenate([*thumbnails, np.zeros((0, _EDGE * _EDGE), np.float32)])
-    phantoms = _moments(_phantom_thumbnails())
-    as_they_lie = phantoms + _moments(films)
+    # As bytes, a quarter of a kilobyte a film, and normalised some at a time, so that memory hardly grows with them.
+    films = [np.stack([_thumbnail(square) for square in block]) for block in blocks]
+    phantoms = _moments(_normalised(_phantom_thumbnails()))
+    as_they_lie = sum((_moments(_normalised(part)) for part in films), phantoms)
     template = _matched_filter(phantoms)
     for _ in range(2):
         # A film that is certainly turned helps to describe the others once it is turned back.
-        turned, back = _turned_back(films, template)
-        template = _matched_filter(as_they_lie - _moments(turned) + _moments(back))
-    return _suspicions(films, template)
+        moments = as_they_lie.copy()
+        for part in films:
+            turned, back = _turned_back(_normalised(part), template)
+            moments += _moments(back) - _moments(turned)
+        template = _matched_filter(moments)
+    found = [_suspicions(_normalised(part), template) for part in [*films, _NO_THUMBNAILS]]
+    return {name: np.concatenate([part[name] for part in found]) for name in ORIENTATION_MEASURES}
 
 
 def difference_hash(pixels: np.ndarray) -> int:
@@ -184,19 +188,25 @@ def _turns() -> np.ndarray:
     return np.stack([turned.ravel() for turned in [*upright, *(turned.T for turned in upright)]])
 
 
+_NO_THUMBNAILS = np.zeros((0, _EDGE * _EDGE), np.uint8)
 _TURNS = _turns()
 _TURNS_BACK = np.argsort(_TURNS, axis=1)
 
 
 def _thumbnail(square: np.ndarray) -> np.ndarray:
-    """float32, (_EDGE * _EDGE,): the film inside its border, mean 0 and length 1; zeros where it shows nothing."""
+    """uint8, (_EDGE * _EDGE,): the film inside its border."""
     coarse = cv2.resize(square, (_COARSE, _COARSE), interpolation=cv2.INTER_AREA)
     top, bottom, left, right = _inside(coarse) or (0, _COARSE, 0, _COARSE)
-    small = cv2.resize(coarse[top:bottom, left:right], (_EDGE, _EDGE), interpolation=cv2.INTER_AREA)
-    values = small.astype(np.float32).ravel()
-    values -= values.mean()
-    length = np.linalg.norm(values)
-    return values / length if length > _EDGE else np.zeros_like(values)  # a standard deviation of one gray level
+    return cv2.resize(coarse[top:bottom, left:right], (_EDGE, _EDGE), interpolation=cv2.INTER_AREA).ravel()
+
+
+def _normalised(thumbnails: np.ndarray) -> np.ndarray:
+    """float32, (films, _EDGE * _EDGE): each of mean 0 and length 1; zeros where a film shows nothing."""
+    values = thumbnails.astype(np.float32)
+    values -= values.mean(axis=1, keepdims=True)
+    length = np.linalg.norm(values, axis=1, keepdims=True)
+    shows_something = length > _EDGE  # a standard deviation of one gray level
+    return np.where(shows_something, values / np.where(shows_something, length, 1), 0)
 
 
 @functools.cache

@@ -95,7 +95,7 @@ class FlagResult(NamedTuple):
 def flag_dataset(manifest: pa.Table, pixels: PixelStore, *, fit: Fit = "squash") -> FlagResult:
     """Flag the films of a dataset that is being written.
 
-    Reads all pixels once, in pieces; keeps about one kilobyte a film.
+    Reads all pixels once, in pieces; keeps a quarter of a kilobyte a film.
 
     Args:
         manifest: With the columns of `MEASURES`, ``tint``, ``width`` and ``height``; one row a film.
@@ -112,7 +112,7 @@ def flag_dataset(manifest: pa.Table, pixels: PixelStore, *, fit: Fit = "squash")
     if fit == "pad":
         bare = 1 - measures["film_border"]
         measures["film_border"] = np.clip(1 - bare * measures["elongation"], 0, 1)
-    return flag_films(measures | measure_orientation(block for _, block in pixels.blocks()))
+    return flag_films(measures | measure_orientation(block for _, block in pixels.blocks(128)))
 
 
 def flag_films(measures: Mapping[str, np.ndarray]) -> FlagResult:
