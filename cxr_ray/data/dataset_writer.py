@@ -19,7 +19,7 @@ from cxr_ray.data.quality_flags import Threshold
 from cxr_ray.data.shards import Shard
 from cxr_ray.data.split_strategies import SplitRecord
 from cxr_ray.data.splits import SPLITS
-from cxr_ray.data.store import DATASET_FILE, MANIFEST_FILE, MANIFEST_SCHEMA, Dataset, DatasetInfo, open_dataset, tally
+from cxr_ray.data.store import DATASET_FILE, MANIFEST_FILE, MANIFEST_SCHEMA, DatasetInfo, tally
 from cxr_ray.errors import DataError
 from cxr_ray.paths import write_atomically
 
@@ -52,7 +52,7 @@ def write_dataset(
     sets: list[SetFacts] | None = None,
     thresholds: dict[str, Threshold] | None = None,
     warnings: list[str] | None = None,
-) -> Dataset:
+) -> None:
     """Finish a dataset whose pixel shards are already in `out`: the manifest, then, last, `dataset.json`.
 
     Args:
@@ -77,7 +77,7 @@ def write_dataset(
         raise DataError("two images have the same image_id", where=out, next_step="Please report this")
     manifest = manifest.combine_chunks()  # how it was put together must not show in the file
     sink = pa.BufferOutputStream()
-    pq.write_table(manifest, sink, compression="zstd")
+    pq.write_table(manifest, sink, compression="zstd", row_group_size=4096)
     content = sink.getvalue().to_pybytes()
     write_atomically(out / MANIFEST_FILE, content)
     labels, splits = np.array(manifest.column("label").to_pylist()), np.array(manifest.column("split").to_pylist())
@@ -101,7 +101,6 @@ def write_dataset(
         seed=seed,
     )
     write_atomically(out / DATASET_FILE, (info.model_dump_json(indent=2) + "\n").encode())
-    return open_dataset(out)
 
 
 def _fingerprint(manifest: pa.Table, shards: list[Shard], classes: list[str], image_size: int, fit: str) -> str:

@@ -27,7 +27,7 @@ from cxr_ray.progress import ProgressLine
 
 # Of pixels handed out at a time. Ray frees what has been used once a second or when it is a hundred pieces, so larger
 # ones pile up.
-_BLOCK_BYTES = 2 << 20
+_BLOCK_BYTES = 1 << 20
 _FEATURES_AT_ONCE = 2048
 _PAIRS_AT_ONCE = 64
 _BYTES = THUMBNAIL**2  # of one thumbnail
@@ -122,21 +122,23 @@ def _distinct_films(
     """Write all thumbnails; return the rows (int64) to compare, and pairs of films whose thumbnails are identical."""
     size = len(store[0]) if len(store) else 1
     blocks = (block for _, block in store.blocks(max(1, _BLOCK_BYTES // size**2)))
-    first_of: dict[bytes, int] = {}
-    pairs: list[NearDuplicate] = []
+    digests = np.empty(len(store), "V16")
+    seen = np.zeros(len(store), bool)  # films that show something
     row = 0
     for thumbnails in run(_thumbnails, blocks):
         spool.write(thumbnails.tobytes())
         for film in thumbnails:
-            if film.any():
-                first = first_of.setdefault(hashlib.blake2b(film.tobytes(), digest_size=16).digest(), row)
-                if first != row:
-                    pairs.append(NearDuplicate(first, row, 1.0))
+            digests[row] = hashlib.blake2b(film.tobytes(), digest_size=16).digest()
+            seen[row] = film.any()
             row += 1
         if progress is not None:
             progress.update(row)
     spool.flush()
-    return np.array(list(first_of.values()), np.int64), pairs
+    rows = np.flatnonzero(seen)
+    _, where, film_of = np.unique(digests[rows], return_index=True, return_inverse=True)
+    firsts = rows[where][film_of]
+    copies = np.column_stack([firsts, rows])[firsts != rows]
+    return np.sort(rows[where]), [NearDuplicate(first, copy, 1.0) for first, copy in copies.tolist()]
 
 
 def _thumbnails(block: np.ndarray) -> np.ndarray:
@@ -155,9 +157,11 @@ def _candidates(spool: IO[bytes], rows: np.ndarray, run: Mapper) -> np.ndarray:
     if pairs is not None:
         return pairs
     learnt = learn_features(_read(spool, sample_rows(rows)), run)
-    starts = range(0, len(rows), _FEATURES_AT_ONCE)
-    features = [learnt.of(_read(spool, rows[start : start + _FEATURES_AT_ONCE])) for start in starts]
-    return candidate_pairs(np.concatenate(features), learnt.similar)
+    features = np.empty((len(rows), learnt.weights.shape[1]), np.float32)
+    for start in range(0, len(rows), _FEATURES_AT_ONCE):
+        part = slice(start, start + _FEATURES_AT_ONCE)
+        features[part] = learnt.of(_read(spool, rows[part]))
+    return candidate_pairs(features, learnt.similar)
 
 
 def _confirmed(

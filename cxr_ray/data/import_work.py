@@ -26,7 +26,7 @@ from cxr_ray.data.mapping import Mapper
 from cxr_ray.data.npz import NpzImages
 from cxr_ray.data.resize import Fit
 from cxr_ray.data.shards import SHARD_IMAGES, Shard, ShardWriter, file_sha256
-from cxr_ray.data.store import work_folder
+from cxr_ray.data.store import read_rows, work_folder
 from cxr_ray.errors import DataError
 from cxr_ray.paths import Location, write_atomically
 from cxr_ray.progress import ProgressLine, progress
@@ -57,6 +57,13 @@ class Decoded:
 class ImportWork:
     """The folder an import builds in; a context manager that keeps other imports out of it.
 
+    Attributes:
+        source: The folder that holds the films.
+        folder: Where the dataset is built.
+        films: How many there are.
+        size: Edge of the squares, pixels.
+        fit: How a film becomes a square.
+
     Args:
         source: The folder that holds the films.
         target: The dataset folder to become.
@@ -69,8 +76,9 @@ class ImportWork:
         self.source = source
         self.folder = work_folder(target)
         self._files = files
-        self._size = size
-        self._fit: Fit = fit
+        self.films = len(files)
+        self.size = size
+        self.fit: Fit = fit
         self._lung_masks = any(LUNG_MASK in file.extra for file in files)
         self._extra = sorted({name for file in files for name in file.extra})
         self._frames = _FrameStream(source)
@@ -104,8 +112,8 @@ class ImportWork:
     @property
     def bytes_needed(self) -> int:
         """Of disk for the whole dataset."""
-        pixels = self._size**2 * (2 if self._lung_masks else 1)
-        return len(self._files) * (pixels + _ROW_BYTES)
+        pixels = self.size**2 * (2 if self._lung_masks else 1)
+        return self.films * (pixels + _ROW_BYTES)
 
     @property
     def bytes_there(self) -> int:
@@ -122,7 +130,7 @@ class ImportWork:
         Raises:
             DataError: There is too little room on the disk.
         """
-        parts = [self._files[start : start + SHARD_IMAGES] for start in range(0, len(self._files), SHARD_IMAGES)]
+        parts = [self._files[start : start + SHARD_IMAGES] for start in range(0, self.films, SHARD_IMAGES)]
         states = self._states()
         digests = [_digest([[asdict(file), states.get(file.path)] for file in part]) for part in parts]
         states.clear()
@@ -131,7 +139,7 @@ class ImportWork:
         self._check_room()
         results = iter(run(decode_chunk, self._chunks(parts, pending)))
         bad = sum(len(marks["unreadable"]) for marks in done.values() if marks)
-        with progress("Importing", len(self._files), quiet=quiet) as line:
+        with progress("Importing", self.films, quiet=quiet) as line:
             line.advance(sum(len(parts[number]) for number in done if number not in pending))
             for number in pending:
                 marks = self._decode_shard(number, digests[number], len(parts[number]), results, line, bad)
@@ -150,7 +158,7 @@ class ImportWork:
 
     def _agree_on_plan(self) -> None:
         """Keep what an interrupted import has finished if it followed the same plan, else start with nothing."""
-        plan = _digest([self.source.uri, self._size, self._fit, SHARD_IMAGES, self._lung_masks, self._extra])
+        plan = _digest([self.source.uri, self.size, self.fit, SHARD_IMAGES, self._lung_masks, self._extra])
         marked = self.folder / MARKS / "plan"
         if marked.is_file() and marked.read_text() == plan:
             return
@@ -197,13 +205,13 @@ class ImportWork:
 
     def _chunk(self, files: list[SourceFile]) -> Chunk:
         frames = [self._frames.read(file) for file in files] if files[0].path.endswith(".npz") else None
-        return Chunk(self.source.uri, tuple(files), self._size, self._fit, frames, self._lung_masks)
+        return Chunk(self.source.uri, tuple(files), self.size, self.fit, frames, self._lung_masks)
 
     def _decode_shard(
         self, number: int, digest: str, films: int, results: Iterator[ChunkResult], line: ProgressLine, bad: int
     ) -> dict[str, Any]:
-        pixels = ShardWriter(self.folder, f"pixels-{number:05d}.npy", self._size)
-        masks = ShardWriter(self.folder, f"lung-masks-{number:05d}.npy", self._size) if self._lung_masks else None
+        pixels = ShardWriter(self.folder, f"pixels-{number:05d}.npy", self.size)
+        masks = ShardWriter(self.folder, f"lung-masks-{number:05d}.npy", self.size) if self._lung_masks else None
         tables = [manifest_table([], self._extra)]
         marks: dict[str, Any] = {"digest": digest, "unreadable": [], "unreadable_numbers": [], "set_aside": []}
         try:
@@ -233,9 +241,12 @@ class ImportWork:
         return marks
 
     def _collect(self, marks: list[dict[str, Any]]) -> Decoded:
-        tables = [pq.read_table(self.folder / MARKS / f"rows-{number:05d}.parquet") for number in range(len(marks))]
+        tables = [read_rows(self.folder / MARKS / f"rows-{number:05d}.parquet") for number in range(len(marks))]
+        manifest = pa.concat_tables(tables).combine_chunks()
+        tables.clear()
+        pa.default_memory_pool().release_unused()  # three times the manifest, which Arrow would keep
         return Decoded(
-            manifest=pa.concat_tables(tables).combine_chunks(),
+            manifest=manifest,
             shards=[Shard.model_validate(mark["shard"]) for mark in marks if mark["shard"]["images"]],
             lung_mask_shards=[
                 Shard.model_validate(mark["lung_mask_shard"])

@@ -23,7 +23,7 @@ from cxr_ray.data.quality_flags import flag_dataset
 from cxr_ray.data.readers import list_films
 from cxr_ray.data.resize import FITS, Fit
 from cxr_ray.data.shards import PixelStore
-from cxr_ray.data.split_strategies import split_request
+from cxr_ray.data.split_strategies import SplitRecord, split_request
 from cxr_ray.data.splitting import split_manifest, with_column
 from cxr_ray.data.store import LOOKS_FILE, Dataset, open_dataset
 from cxr_ray.errors import ConfigError, DataError
@@ -87,48 +87,61 @@ def import_dataset(
         raise DataError("holds no films to import", where=source, next_step="; ".join(listing.notes) or None)
     has_given = any(file.split for file in listing.files)
     record = split_request(split, ratios, hold_out, has_given=has_given)
-    notes = list(listing.notes)
     if (target / LOOKS_FILE).exists():
-        notes.append("the looks at the test split of the dataset replaced stay on record")
-    run = map or _map
+        listing.notes.append("the looks at the test split of the dataset replaced stay on record")
     with ImportWork(source, target, listing.files, size, fit) as work, full_disk_explained(work):
-        decoded = work.decode(run, quiet=quiet)
-        _check_readable(work, decoded, listing, keep_going)
-        manifest, pixels = decoded.manifest, PixelStore(work.folder, decoded.shards)
-        with progress("Looking for duplicates and flaws", len(pixels), quiet=quiet) as line:
-            groups = _duplicate_groups(manifest, pixels, run)
-            line.update(len(pixels) // 2)
-            flagged = flag_dataset(manifest, pixels, fit=fit)
-            line.update(len(pixels))
-        manifest = with_column(manifest, "duplicate_group", groups)
-        manifest = with_column(manifest, "quality_flags", flagged.flags)
-        manifest, warnings = split_manifest(manifest, record, seed=seed, where=source)
-        report = _report(source, listing, decoded, manifest, notes, warnings)
-        content = json.dumps(report, indent=2, ensure_ascii=False) + "\n"
-        write_atomically(work.folder / REPORT_FILE, content.encode())
-        write_dataset(
-            work.folder,
-            manifest,
-            decoded.shards,
-            name=target.name,
-            classes=class_order(manifest.column("label").to_pylist()),
-            image_size=size,
-            fit=fit,
-            seed=seed,
-            split=record,
-            lung_mask_shards=decoded.lung_mask_shards,
-            licences=_licences(manifest, listing),
-            sets=[listing.facts] if listing.facts else [],
-            thresholds=flagged.thresholds,
-            warnings=warnings,
-        )
-        work.drop_leftovers(decoded)
+        _build(work, listing, record, map or _map, name=target.name, seed=seed, keep_going=keep_going, quiet=quiet)
         swap_in(work.folder, target)
     shutil.rmtree(target / MARKS)
     return open_dataset(target)
 
 
 _map = map  # `import_dataset` has an argument of this name
+
+
+def _build(
+    work: ImportWork,
+    listing: Listing,
+    record: SplitRecord,
+    run: Mapper,
+    *,
+    name: str,
+    seed: int,
+    keep_going: bool,
+    quiet: bool,
+) -> None:
+    """Make the work folder a dataset; a function of its own, so that nothing of it stays in memory."""
+    decoded = work.decode(run, quiet=quiet)
+    _check_readable(work, decoded, listing, keep_going)
+    listing.files.clear()  # of no use any more, and half a kilobyte each
+    manifest, pixels = decoded.manifest, PixelStore(work.folder, decoded.shards)
+    with progress("Looking for duplicates and flaws", len(pixels), quiet=quiet) as line:
+        groups = _duplicate_groups(manifest, pixels, run)
+        line.update(len(pixels) // 2)
+        flagged = flag_dataset(manifest, pixels, fit=work.fit)
+        line.update(len(pixels))
+    manifest = with_column(manifest, "duplicate_group", groups)
+    manifest = with_column(manifest, "quality_flags", flagged.flags)
+    manifest, warnings = split_manifest(manifest, record, seed=seed, where=work.source)
+    report = _report(work, listing, decoded, manifest, warnings)
+    write_atomically(work.folder / REPORT_FILE, (json.dumps(report, indent=2, ensure_ascii=False) + "\n").encode())
+    write_dataset(
+        work.folder,
+        manifest,
+        decoded.shards,
+        name=name,
+        classes=class_order(manifest.column("label").to_pylist()),
+        image_size=work.size,
+        fit=work.fit,
+        seed=seed,
+        split=record,
+        lung_mask_shards=decoded.lung_mask_shards,
+        licences=_licences(manifest, listing),
+        sets=[listing.facts] if listing.facts else [],
+        thresholds=flagged.thresholds,
+        warnings=warnings,
+    )
+    work.drop_leftovers(decoded)
 
 
 def _check_readable(work: ImportWork, decoded: Decoded, listing: Listing, keep_going: bool) -> None:
@@ -158,12 +171,12 @@ def _check_readable(work: ImportWork, decoded: Decoded, listing: Listing, keep_g
 
 def _duplicate_groups(manifest: pa.Table, pixels: PixelStore, run: Mapper) -> list[str]:
     """The group of every film: the image_id of the first film that shows the same."""
-    ids = manifest.column("image_id").to_pylist()
     pairs = [(pair.first, pair.second) for pair in find_near_duplicates(pixels, map=run)]
     first_of: dict[str, int] = {}
     for row, pixel_hash in enumerate(manifest.column("pixel_hash").to_pylist()):
         if (first := first_of.setdefault(pixel_hash, row)) != row:
             pairs.append((first, row))
+    ids = manifest.column("image_id").to_pylist()
     return [ids[first] for first in duplicate_groups(len(ids), pairs)]
 
 
@@ -176,18 +189,18 @@ def _licences(manifest: pa.Table, listing: Listing) -> dict[str, int]:
 
 
 def _report(
-    source: object, listing: Listing, decoded: Decoded, manifest: pa.Table, notes: list[str], warnings: list[str]
+    work: ImportWork, listing: Listing, decoded: Decoded, manifest: pa.Table, warnings: list[str]
 ) -> dict[str, Any]:
     sizes = Counter(manifest.column("duplicate_group").to_pylist())
     groups = [size for size in sizes.values() if size > 1]
     flags = Counter(flag for flags in manifest.column("quality_flags").to_pylist() for flag in flags)
     return {
-        "source": str(source),
-        "files": len(listing.files),
+        "source": str(work.source),
+        "files": work.films,
         "imported": manifest.num_rows,
         "unreadable": decoded.unreadable,
         "set_aside": [*listing.set_aside, *decoded.set_aside],
-        "notes": notes,
+        "notes": listing.notes,
         "warnings": warnings,
         "duplicates": {"groups": len(groups), "images": sum(groups)},
         "quality_flags": dict(flags.most_common()),

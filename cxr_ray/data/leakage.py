@@ -53,11 +53,17 @@ def find_leaks(
     """
     leaks = []
     for kind, keys in (("patient", patient_ids), ("duplicate", duplicate_groups)):
+        first: dict[str, str] = {}
+        leaking = {
+            key
+            for key, split in zip(keys, splits, strict=True)
+            if key is not None and first.setdefault(key, split) != split
+        }
         seen: dict[str, dict[str, str]] = defaultdict(dict)
         for key, split, path in zip(keys, splits, paths, strict=True):
-            if key is not None:
+            if key in leaking:
                 seen[key].setdefault(split, path)
-        leaks += [Leak(kind, key, images) for key, images in seen.items() if len(images) > 1]
+        leaks += [Leak(kind, key, images) for key, images in seen.items()]
     return leaks
 
 

@@ -32,14 +32,12 @@ def group_ids(patient_ids: Sequence[str | None], duplicate_groups: Sequence[str]
             i = parent[i]
         return i
 
-    first_seen: dict[tuple[str, str], int] = {}
-    for i, (patient, duplicate) in enumerate(zip(patient_ids, duplicate_groups, strict=True)):
-        for kind, name in (("duplicate", duplicate), ("patient", patient)):
-            if name is None:
-                continue
-            other = first_seen.setdefault((kind, name), i)
-            a, b = root(i), root(other)
-            parent[max(a, b)] = min(a, b)
+    for names in (duplicate_groups, patient_ids):
+        first_seen: dict[str, int] = {}
+        for i, name in enumerate(names):
+            if name is not None:
+                a, b = root(i), root(first_seen.setdefault(name, i))
+                parent[max(a, b)] = min(a, b)
     return np.array([root(i) for i in range(len(parent))], np.int64)
 
 

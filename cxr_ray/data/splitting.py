@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -109,7 +108,8 @@ def split_manifest(manifest: pa.Table, record: SplitRecord, *, seed: int, where:
     """
 
     def column(name: str) -> list[Any]:
-        return manifest.column(name).to_pylist()
+        kept: dict[Any, Any] = {}  # one object for all films of a class or source, not one each
+        return [kept.setdefault(value, value) for value in manifest.column(name).to_pylist()]
 
     groups, given, paths = column("duplicate_group"), column("split"), column("path")
     # One id is one patient whatever the source: merged sets hold films of the same people, and taking two people for
@@ -136,10 +136,10 @@ def with_column(table: pa.Table, name: str, values: list[Any]) -> pa.Table:
 
 
 def _label_conflicts(labels: list[str], groups: list[str], paths: list[str]) -> list[str]:
-    labels_of: dict[str, set[str]] = defaultdict(set)
-    for label, group in zip(labels, groups, strict=True):
-        labels_of[group].add(label)
-    conflicting = {group for group, names in labels_of.items() if len(names) > 1}
+    first: dict[str, str] = {}
+    conflicting = {
+        group for label, group in zip(labels, groups, strict=True) if first.setdefault(group, label) != label
+    }
     if not conflicting:
         return []
     path = next(path for path, group in zip(paths, groups, strict=True) if group in conflicting)

@@ -252,6 +252,17 @@ def open_dataset(path: str | os.PathLike[str] | Location, *, exclude_flags: Sequ
     return dataset.excluding(exclude_flags) if exclude_flags else dataset
 
 
+def read_rows(file: Path) -> pa.Table:
+    """A Parquet file of manifest rows; raises OSError or pyarrow.ArrowInvalid.
+
+    `pyarrow.parquet.read_table` would load an engine of 36 MB for it, and leave threads that outlive the interpreter.
+    """
+    with pq.ParquetFile(file) as parquet:
+        table = parquet.read(use_threads=False)
+    pa.default_memory_pool().release_unused()  # Arrow would keep three times as much as the table needs
+    return table
+
+
 def work_folder(out: Path) -> Path:
     """Where an import builds the dataset that is to become `out`: beside it, on the same file system."""
     return out.parent / f".{out.name}.importing"
@@ -271,8 +282,7 @@ def _read_manifest(root: Path, location: Location, info: DatasetInfo) -> pa.Tabl
                 where=location,
                 next_step="Import or copy the dataset again",
             )
-        # By its path: a thread of Arrow's may outlive the interpreter, and must not hold Python's memory then.
-        return pq.read_table(root / MANIFEST_FILE)
+        return read_rows(root / MANIFEST_FILE)
     except (OSError, pa.ArrowInvalid) as error:
         raise DataError(
             f"{MANIFEST_FILE} cannot be read ({error})", where=location, next_step="Import the dataset again"
