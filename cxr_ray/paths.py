@@ -18,6 +18,7 @@ import pyarrow.fs as pafs
 from cxr_ray.errors import CxrError, DataError
 
 _URI = re.compile(r"^[a-zA-Z][a-zA-Z0-9+.-]+://")
+_PASSWORD = re.compile(r"^([^:/]+://[^:/@]*):[^/]*@")
 
 
 def is_uri(path: str | os.PathLike[str]) -> bool:
@@ -157,12 +158,19 @@ def locate(path: str | os.PathLike[str] | Location) -> Location:
     """Turn what a user wrote into a `Location`.
 
     Raises:
-        CxrError: The scheme is unknown, its driver is not installed, an option in it is misspelt, or the storage
-            does not answer.
+        CxrError: The scheme is unknown, its driver is not installed, an option in it is misspelt, the storage does
+            not answer, or the address carries a password.
     """
     if isinstance(path, Location):
         return path
     text = os.fspath(path)
+    if _PASSWORD.match(text):
+        raise CxrError(
+            "this address carries a password, which every report and model card made from there would repeat",
+            where=_PASSWORD.sub(r"\1:***@", text),
+            next_step="Give it in the environment of every node instead (for s3:// as AWS_ACCESS_KEY_ID and "
+            "AWS_SECRET_ACCESS_KEY)",
+        )
     if not is_uri(text):
         absolute = os.path.abspath(os.path.expanduser(text))  # noqa: PTH100, PTH111 - keeps a trailing URI style
         return Location(pafs.LocalFileSystem(), absolute, absolute)

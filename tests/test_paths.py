@@ -66,3 +66,16 @@ def test_an_address_that_leads_nowhere_is_one_sentence(address, message):
         locate(address)
     assert str(raised.value).startswith(f"{address}: ")
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("address", ["s3://me:hush@bucket/films", "sftp://:hush@host/"])
+def test_a_password_in_an_address_is_refused_and_not_repeated(address):
+    with pytest.raises(CxrError, match=r"carries a password.*Give it in the environment") as raised:
+        locate(address)
+    assert "hush" not in str(raised.value)
+
+
+def test_a_user_in_an_address_and_a_colon_in_a_name_are_no_password(tmp_path):
+    assert locate(f"file://{tmp_path}/a:b@c").exists() is False
+    with pytest.raises(CxrError, match=r"does not answer|no file system"):
+        locate("hdfs://me@nohost:1/runs")
