@@ -10,6 +10,8 @@ from typing import Any
 from cxr_ray.cluster import prepare_environment
 
 prepare_environment()  # before anything imports torch or Ray
+# Before Ray starts too, whose workers read from the same storage; the one the tests start takes any key.
+os.environ.update(AWS_ACCESS_KEY_ID="test", AWS_SECRET_ACCESS_KEY="test")
 
 import pytest  # noqa: E402
 
@@ -103,14 +105,12 @@ def s3_port() -> Iterator[int]:
 
 
 @pytest.fixture
-def s3(s3_port: int, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], str]:
+def s3(s3_port: int) -> Callable[[str], str]:
     """Makes the URI of a folder in a bucket of its own on that server."""
     import uuid
 
     import pyarrow.fs as pafs
 
-    for name, value in (("AWS_ACCESS_KEY_ID", "test"), ("AWS_SECRET_ACCESS_KEY", "test")):
-        monkeypatch.setenv(name, value)
     bucket = f"films-{uuid.uuid4().hex[:8]}"
     options = f"region=us-east-1&endpoint_override=127.0.0.1:{s3_port}&scheme=http"
     filesystem, _ = pafs.FileSystem.from_uri(f"s3://{bucket}?{options}&allow_bucket_creation=true")

@@ -19,6 +19,7 @@ from cxr_ray.data.import_work import Decoded, ImportWork, full_disk_explained
 from cxr_ray.data.labels import class_order
 from cxr_ray.data.listing import Listing, SourceFile
 from cxr_ray.data.mapping import Mapper
+from cxr_ray.data.quality import measure_orientation
 from cxr_ray.data.quality_flags import flag_dataset
 from cxr_ray.data.readers import list_films
 from cxr_ray.data.resize import FITS, Fit
@@ -118,9 +119,11 @@ def _build(
     with progress("Looking for duplicates and flaws", len(pixels), quiet=quiet) as line:
         groups = _duplicate_groups(manifest, pixels, run)
         line.update(len(pixels) // 2)
-        flagged = flag_dataset(manifest, pixels, fit=work.fit)
+        orientation = measure_orientation(block for _, block in pixels.blocks(128))
         line.update(len(pixels))
-    manifest = with_column(manifest, "duplicate_group", groups)
+    for column, values in {"duplicate_group": groups, **orientation}.items():
+        manifest = with_column(manifest, column, values)
+    flagged = flag_dataset(manifest, fit=work.fit)
     manifest = with_column(manifest, "quality_flags", flagged.flags)
     manifest, warnings = split_manifest(manifest, record, seed=seed, where=work.source)
     report = _report(work, listing, decoded, manifest, warnings)

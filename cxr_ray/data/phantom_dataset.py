@@ -24,9 +24,11 @@ from cxr_ray.data.mapping import Mapper
 from cxr_ray.data.phantom import PHANTOM_CLASSES, Phantom, draw_phantom
 from cxr_ray.data.phantom_looks import LOOKS, Look, colour, mean_tint
 from cxr_ray.data.phantom_sources import check_sources, choose_source, source_names
-from cxr_ray.data.quality import difference_hash, measure_quality
-from cxr_ray.data.shards import SHARD_IMAGES, Shard, ShardWriter
+from cxr_ray.data.quality import difference_hash, measure_orientation, measure_quality
+from cxr_ray.data.quality_flags import flag_dataset
+from cxr_ray.data.shards import SHARD_IMAGES, PixelStore, Shard, ShardWriter
 from cxr_ray.data.splits import group_ids, random_split
+from cxr_ray.data.splitting import with_column
 from cxr_ray.data.store import Dataset, open_dataset
 from cxr_ray.errors import ConfigError
 from cxr_ray.progress import progress
@@ -216,11 +218,14 @@ def _write(folder: Path, name: str, order: _Order, map_films: Mapper | None, qui
     together = group_ids([row["patient_id"] for row in rows], [row["duplicate_group"] for row in rows])
     labels, sources = [row["label"] for row in rows], [row["source"] for row in rows]
     splits = random_split(labels, sources, together, seed=order.seed)
-    for row, split in zip(rows, splits, strict=True):
-        row["split"] = split
+    pixels = PixelStore(folder, shards["pixels"])
+    manifest = manifest_table(rows, ["extra.licence"])
+    for column, values in {"split": splits, **measure_orientation(block for _, block in pixels.blocks(128))}.items():
+        manifest = with_column(manifest, column, values)
+    flagged = flag_dataset(manifest)
     write_dataset(
         folder,
-        manifest_table(rows, ["extra.licence"]),
+        with_column(manifest, "quality_flags", flagged.flags),
         shards["pixels"],
         name=name,
         classes=list(PHANTOM_CLASSES),
@@ -230,6 +235,7 @@ def _write(folder: Path, name: str, order: _Order, map_films: Mapper | None, qui
         mask_shards=shards["masks"],
         lung_mask_shards=shards["lung-masks"],
         licences={LICENCE: order.images},
+        thresholds=flagged.thresholds,
     )
 
 

@@ -15,9 +15,8 @@ import numpy as np
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict
 
-from cxr_ray.data.quality import MEASURES, measure_orientation
+from cxr_ray.data.quality import MEASURES, ORIENTATION_MEASURES
 from cxr_ray.data.resize import Fit
-from cxr_ray.data.shards import PixelStore
 from cxr_ray.errors import DataError
 
 _NORMAL = 1.4826  # standard deviations a MAD, for values that follow a normal distribution
@@ -92,27 +91,26 @@ class FlagResult(NamedTuple):
     thresholds: dict[str, Threshold]
 
 
-def flag_dataset(manifest: pa.Table, pixels: PixelStore, *, fit: Fit = "squash") -> FlagResult:
+def flag_dataset(manifest: pa.Table, *, fit: Fit = "squash") -> FlagResult:
     """Flag the films of a dataset that is being written.
 
-    Reads all pixels once, in pieces; keeps a quarter of a kilobyte a film.
-
     Args:
-        manifest: With the columns of `MEASURES`, ``tint``, ``width`` and ``height``; one row a film.
-        pixels: The films, in the manifest's order.
+        manifest: With the columns of `MEASURES` and `ORIENTATION_MEASURES`, ``tint``, ``width`` and ``height``; one
+            row a film.
         fit: How films were made square; what ``pad`` filled in is no border of the film.
 
     Raises:
         DataError: See `flag_films`.
     """
-    measures = {name: manifest.column(name).to_numpy() for name in (*MEASURES, "tint")}
+    names = (*MEASURES, *ORIENTATION_MEASURES, "tint")
+    measures = {name: manifest.column(name).to_numpy() for name in names}
     width, height = (manifest.column(name).to_numpy().astype(np.float64) for name in ("width", "height"))
     measures["elongation"] = np.maximum(width, height) / np.minimum(width, height)
     measures["film_border"] = measures.pop("border")
     if fit == "pad":
         bare = 1 - measures["film_border"]
         measures["film_border"] = np.clip(1 - bare * measures["elongation"], 0, 1)
-    return flag_films(measures | measure_orientation(block for _, block in pixels.blocks(128)))
+    return flag_films(measures)
 
 
 def flag_films(measures: Mapping[str, np.ndarray]) -> FlagResult:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
 from cxr_ray.data.dataset_folder import check_request, claim, make_folder, swap_in
@@ -128,7 +129,7 @@ def split_manifest(manifest: pa.Table, record: SplitRecord, *, seed: int, where:
     return with_column(manifest, "split", splits), warnings
 
 
-def with_column(table: pa.Table, name: str, values: list[Any]) -> pa.Table:
+def with_column(table: pa.Table, name: str, values: list[Any] | np.ndarray) -> pa.Table:
     """The table with other values in a column it has."""
     number = table.schema.get_field_index(name)
     field = table.schema.field(number)

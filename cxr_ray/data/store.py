@@ -26,7 +26,7 @@ from cxr_ray.data.splits import LEARNING_SPLITS, SPLITS
 from cxr_ray.errors import ConfigError, DataError, did_you_mean
 from cxr_ray.paths import Location, locate
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 DATASET_FILE = "dataset.json"
 MANIFEST_FILE = "manifest.parquet"
 LOOKS_FILE = "looks.jsonl"
@@ -53,6 +53,9 @@ MANIFEST_SCHEMA = pa.schema(
         ("tint", pa.float32()),
         ("saturated", pa.float32()),
         ("border", pa.float32()),
+        ("inversion", pa.float32()),
+        ("upside_down", pa.float32()),
+        ("sideways", pa.float32()),
         ("quality_flags", pa.list_(pa.string())),
     ]
 )

@@ -20,6 +20,7 @@ from pydicom.data import get_testdata_file
 from pydicom.pixels.decoders.base import JPEG2000LosslessDecoder
 from pydicom.uid import ComputedRadiographyImageStorage
 
+from cxr_ray import cluster
 from cxr_ray.data import import_work
 from cxr_ray.data.import_chunk import Chunk
 from cxr_ray.data.importers import import_dataset
@@ -29,6 +30,7 @@ from cxr_ray.data.resize import fit_square
 from cxr_ray.data.splitting import resplit_dataset
 from cxr_ray.data.store import open_dataset
 from cxr_ray.errors import ConfigError, DataError
+from cxr_ray.paths import locate
 
 COLUMNS: tuple[str, ...] = ("path", "label", "source", "patient_id", "split", "view", "sex", "age", "ward")
 
@@ -409,6 +411,34 @@ def test_phantom_films_written_as_files_import_like_any_others(tmp_path):
     assert dataset.manifest.num_rows == 60
     assert len(set(dataset.column("patient_id"))) == 60
     assert dataset.info.licences == {"synthetic, free of rights": 60}
+
+
+def test_films_on_object_storage_import_as_those_on_disk(s3, local_ray, tmp_path):
+    films = write_phantom_films(tmp_path / "films", images=60, size=64, quiet=True)
+    (films / "covid" / "phantom-00001.png").write_bytes(b"\x89PNG\r\n\x1a\nand no more")
+    uri = s3("films")
+    for file in sorted(path for path in films.rglob("*") if path.is_file()):
+        locate(uri).child(file.relative_to(films).as_posix()).write_bytes(file.read_bytes())
+    here = import_dataset(films, tmp_path / "here", size=64, quiet=True)
+    there = import_dataset(uri, tmp_path / "there", size=64, map=cluster.parallel_map, quiet=True)
+    assert there.manifest.equals(here.manifest)
+    assert [shard.sha256 for shard in there.info.shards] == [shard.sha256 for shard in here.info.shards]
+    reports = [json.loads((data.root / "import_report.json").read_text()) for data in (here, there)]
+    assert reports[0]["unreadable"] == reports[1]["unreadable"] != []
+
+
+def test_a_film_on_its_head_is_flagged_and_its_score_kept_in_the_manifest(tmp_path):
+    films = write_phantom_films(tmp_path / "films", images=60, size=64, quiet=True)
+    turned = films / "normal" / "phantom-00000.png"
+    Image.open(turned).rotate(180).save(turned)
+    dataset = import_dataset(films, tmp_path / "out", size=64, quiet=True)
+    scores = dict(zip(dataset.column("path"), dataset.column("upside_down"), strict=True))
+    threshold = dataset.info.thresholds["upside_down"].value
+    assert {path for path, score in scores.items() if score > threshold} == {"normal/phantom-00000.png"}
+    flagged = [
+        path for path, flags in zip(dataset.column("path"), dataset.column("quality_flags"), strict=True) if flags
+    ]
+    assert flagged == ["normal/phantom-00000.png"]
 
 
 @pytest.mark.real_data

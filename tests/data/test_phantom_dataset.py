@@ -20,6 +20,8 @@ from cxr_ray.data.decode import decode_bytes
 from cxr_ray.data.phantom import PHANTOM_CLASSES, draw_phantom
 from cxr_ray.data.phantom_dataset import make_phantoms, write_phantom_films
 from cxr_ray.data.phantom_sources import choose_source
+from cxr_ray.data.quality import ORIENTATION_MEASURES
+from cxr_ray.data.quality_flags import FLAGS
 from cxr_ray.data.resize import fit_square
 from cxr_ray.data.shards import PixelStore
 from cxr_ray.data.splits import RATIOS
@@ -192,6 +194,15 @@ def test_one_source_is_plain_phantoms(phantoms: Dataset) -> None:
         assert np.array_equal(phantoms.pixels[i], film.pixels)
         assert np.array_equal(finding_masks[i] > 0, film.finding_mask)
         assert np.array_equal(lung_masks[i] > 0, film.lung_mask)
+
+
+def test_phantoms_are_measured_and_flagged_as_films_are(phantoms: Dataset, twins: dict[float, Dataset]) -> None:
+    assert set(phantoms.info.thresholds) == set(FLAGS)
+    assert sum(map(len, phantoms.column("quality_flags"))) <= 2
+    for name in ORIENTATION_MEASURES:
+        assert max(phantoms.column(name)) < 0  # all of them upright
+    films = zip(twins[0.0].column("source"), twins[0.0].column("quality_flags"), strict=True)
+    assert {source for source, flags in films if "tinted" in flags} == {"phantom-c"}  # photographs, on a light box
 
 
 @pytest.mark.parametrize(

@@ -16,10 +16,9 @@ from pydantic import ValidationError
 
 from cxr_ray.data.decode import decode_square
 from cxr_ray.data.phantom import PHANTOM_CLASSES, draw_phantom
-from cxr_ray.data.quality import MEASURES, measure_quality
+from cxr_ray.data.quality import MEASURES, measure_orientation, measure_quality
 from cxr_ray.data.quality_flags import FLAGS, FlagResult, Threshold, flag_dataset, flag_films
 from cxr_ray.data.resize import Fit, fit_square
-from cxr_ray.data.shards import PixelStore, write_shard
 from cxr_ray.errors import DataError
 
 SIZE = 128
@@ -71,7 +70,6 @@ def clean_films() -> np.ndarray:
 
 
 def flagged(
-    folder: Path,
     films: np.ndarray,
     *,
     tint: ArrayLike = 0.0,
@@ -79,16 +77,14 @@ def flagged(
     height: ArrayLike = 1000,
     fit: Fit = "squash",
 ) -> FlagResult:
-    """The flags of films as an import would store them, in two shards."""
-    folder.mkdir(parents=True, exist_ok=True)
-    half = (len(films) + 1) // 2
-    parts = [part for part in (films[:half], films[half:]) if len(part)]
-    shards = [write_shard(folder, f"pixels-{number}.npy", part) for number, part in enumerate(parts)]
+    """The flags of films as an import would measure them."""
     rows = [measure_quality(film) for film in films]
     columns = {name: np.array([row[name] for row in rows], np.float32) for name in MEASURES}
+    pieces = (films[start : start + 64] for start in range(0, len(films), 64))
+    columns |= {name: values.astype(np.float32) for name, values in measure_orientation(pieces).items()}
     for name, values in {"tint": tint, "width": width, "height": height}.items():
         columns[name] = np.broadcast_to(values, len(films))
-    return flag_dataset(pa.table(columns), PixelStore(folder, shards), fit=fit)
+    return flag_dataset(pa.table(columns), fit=fit)
 
 
 def measures(count: int = COUNT, **changed: np.ndarray) -> dict[str, np.ndarray]:
@@ -118,33 +114,33 @@ def test_flags_have_the_names_that_commands_and_reports_use():
     assert len(FLAGS) == len(set(FLAGS))
 
 
-def test_clean_phantoms_get_next_to_no_flags(tmp_path):
-    result = flagged(tmp_path, clean_films())
+def test_clean_phantoms_get_next_to_no_flags():
+    result = flagged(clean_films())
     assert sum(map(len, result.flags)) <= 2
     assert set(result.thresholds) == set(FLAGS)
 
 
 @pytest.mark.parametrize("flag", DEFECTS)
-def test_planted_defects_are_flagged_and_their_neighbours_are_not(tmp_path, flag):
+def test_planted_defects_are_flagged_and_their_neighbours_are_not(flag):
     films = clean_films().copy()
     films[PLANTED] = [DEFECTS[flag](film) for film in films[PLANTED]]
-    found = with_flag(flagged(tmp_path, films), flag)
+    found = with_flag(flagged(films), flag)
     assert found[PLANTED].sum() >= 9
     assert found.sum() - found[PLANTED].sum() <= 1
 
 
-def test_tinted_and_elongated_films_are_flagged(tmp_path):
+def test_tinted_and_elongated_films_are_flagged():
     tint, width = np.zeros(COUNT), np.full(COUNT, 1000)
     tint[:40], width[50:53], width[60:63] = 0.15, 2000, 400
-    result = flagged(tmp_path, clean_films(), tint=tint, width=width)
+    result = flagged(clean_films(), tint=tint, width=width)
     assert np.flatnonzero(with_flag(result, "tinted")).tolist() == list(range(40))
     assert np.flatnonzero(with_flag(result, "odd_aspect")).tolist() == [50, 51, 52, 60, 61, 62]
 
 
-def test_every_defect_of_a_film_is_named_in_the_order_of_the_flags(tmp_path):
+def test_every_defect_of_a_film_is_named_in_the_order_of_the_flags():
     films, tint = clean_films().copy(), np.zeros(COUNT)
     films[7], tint[7] = painted_over(blurred(films[7])), 0.2
-    assert flagged(tmp_path, films, tint=tint).flags[7] == ["blurred", "saturated", "tinted"]
+    assert flagged(films, tint=tint).flags[7] == ["blurred", "saturated", "tinted"]
 
 
 def test_a_dataset_that_is_brighter_as_a_whole_is_not_flagged_wholesale():
@@ -161,9 +157,9 @@ def test_a_dataset_whose_films_hardly_differ_is_not_flagged_for_the_little_they_
 
 
 @pytest.mark.parametrize("flag", DEFECTS)
-def test_a_dataset_that_is_bad_throughout_is_flagged_although_no_film_stands_out(tmp_path, flag):
+def test_a_dataset_that_is_bad_throughout_is_flagged_although_no_film_stands_out(flag):
     films = np.stack([DEFECTS[flag](film) for film in clean_films()])
-    assert with_flag(flagged(tmp_path, films), flag).mean() > 0.9
+    assert with_flag(flagged(films), flag).mean() > 0.9
 
 
 def test_a_threshold_says_what_it_compares_and_how_it_was_found():
@@ -187,32 +183,32 @@ def test_a_threshold_survives_json_and_refuses_what_it_does_not_know():
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 5])
-def test_tiny_datasets_of_good_films_get_no_flags(tmp_path, count):
-    assert flagged(tmp_path, clean_films()[:count]).flags == [[] for _ in range(count)]
+def test_tiny_datasets_of_good_films_get_no_flags(count):
+    assert flagged(clean_films()[:count]).flags == [[] for _ in range(count)]
 
 
-def test_one_bad_film_among_five_is_found(tmp_path):
+def test_one_bad_film_among_five_is_found():
     for flag, spoil in DEFECTS.items():
         films = clean_films()[10:15].copy()
         films[2] = spoil(films[2])
-        assert np.flatnonzero(with_flag(flagged(tmp_path / flag, films), flag)).tolist() == [2], flag
+        assert np.flatnonzero(with_flag(flagged(films), flag)).tolist() == [2], flag
 
 
 @pytest.mark.parametrize("level", [0, 255])
-def test_films_of_one_gray_level_are_flagged_among_others_and_alone(tmp_path, level):
+def test_films_of_one_gray_level_are_flagged_among_others_and_alone(level):
     plain = np.full((1, SIZE, SIZE), level, np.uint8)
     expected = {"low_contrast", "saturated", "wide_border", "under_exposed" if level == 0 else "over_exposed"}
-    for number, films in enumerate((plain, np.concatenate([plain, clean_films()[:20]]))):
-        result = flagged(tmp_path / str(number), films)
+    for films in (plain, np.concatenate([plain, clean_films()[:20]])):
+        result = flagged(films)
         assert expected <= set(result.flags[0]) <= expected | {"blurred"}
         assert result.flags[1:] == [[]] * (len(films) - 1)
 
 
-def test_padding_is_no_border_of_the_film_but_blades_inside_it_are(tmp_path):
+def test_padding_is_no_border_of_the_film_but_blades_inside_it_are():
     films = [cv2.resize(film, (SIZE, SIZE * 2 // 3)) for film in clean_films()[:20]]
     films[4] = cv2.resize(bordered(clean_films()[4]), (SIZE, SIZE * 2 // 3))
     padded = np.stack([fit_square(film, SIZE, "pad") for film in films])
-    result = flagged(tmp_path, padded, width=1500, height=1000, fit="pad")
+    result = flagged(padded, width=1500, height=1000, fit="pad")
     assert np.flatnonzero(with_flag(result, "wide_border")).tolist() == [4]
 
 
@@ -228,12 +224,12 @@ def test_a_measure_that_is_missing_short_or_not_finite_is_refused_by_name():
 
 
 @pytest.mark.real_data
-def test_real_films_with_planted_defects_and_an_upside_down_original_are_found(tmp_path, real_films):
+def test_real_films_with_planted_defects_and_an_upside_down_original_are_found(real_films):
     names = [*list_of(real_films / "metadata.csv")[::4], *list_of(real_films / "originals" / "metadata.csv")]
     decoded = [decode_square((real_films / name).read_bytes(), 224, "squash") for name in names]
     films = np.stack([square for square, _ in decoded])
     tint, width, height = np.array([(film.tint, film.width, film.height) for _, film in decoded]).T
-    before = flagged(tmp_path / "before", films, tint=tint, width=width, height=height)
+    before = flagged(films, tint=tint, width=width, height=height)
     seen = Counter(flag for flags in before.flags for flag in flags)
     assert with_flag(before, "upside_down")[
         names.index("originals/covid/radiography_db_COVID-3063.png")
@@ -247,7 +243,7 @@ def test_real_films_with_planted_defects_and_an_upside_down_original_are_found(t
     places = {flag: order[20 * number : 20 * number + 20] for number, flag in enumerate(DEFECTS)}
     for flag, rows in places.items():
         films[rows] = [DEFECTS[flag](film) for film in films[rows]]
-    after = flagged(tmp_path / "after", films, tint=tint, width=width, height=height)
+    after = flagged(films, tint=tint, width=width, height=height)
     recall = {flag: with_flag(after, flag)[rows].sum() for flag, rows in places.items()}
     assert min(recall.values()) >= 17, recall
 
