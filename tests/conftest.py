@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ from typing import Any
 from cxr_ray.cluster import prepare_environment
 
 prepare_environment()  # before anything imports torch or Ray
+# A shell that runs the tests in the background has them ignore Ctrl-C, and every command they start with them.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 # Before Ray starts too, whose workers read from the same storage; the one the tests start takes any key.
 os.environ.update(AWS_ACCESS_KEY_ID="test", AWS_SECRET_ACCESS_KEY="test")
 
