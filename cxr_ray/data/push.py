@@ -40,7 +40,7 @@ def push_dataset(
     target = locate(uri)
     _check_whole(dataset)
     try:
-        if not _is_there(dataset.info, target, overwrite):
+        if not _is_there(dataset, target, overwrite):
             _send(dataset, target, quiet)
         _merge_looks(dataset, target)
     except OSError as error:
@@ -63,23 +63,27 @@ def _check_whole(dataset: Dataset) -> None:
             )
 
 
-def _is_there(info: DatasetInfo, target: Location, overwrite: bool) -> bool:
-    """Whether just this dataset lies there; what else does is refused, or, with `overwrite`, no dataset any more."""
-    described = target.child(DATASET_FILE)
+def _is_there(dataset: Dataset, target: Location, overwrite: bool) -> bool:
+    """Whether just this dataset lies there, whole; what else does is refused, or, with `overwrite`, replaced."""
+    described, plan = target.child(DATASET_FILE), _plan(dataset.info)
     if described.exists():
         try:
             there = DatasetInfo.model_validate(described.read_json())
         except ValueError:
             there = None
-        if there is not None and _plan(there) == _plan(info):
-            return True
+        if there is not None and _plan(there) == plan:
+            if all(_size(target.child(name)) == (dataset.root / name).stat().st_size for name in plan):
+                return True
+            # Files went missing or were cut short: the others need not be sent again.
+            target.child(_PLAN_FILE).write_bytes(_encoded(plan))
+            target.filesystem.delete_file(described.path)
+            return False
         if not overwrite:
             raise DataError(
                 "another dataset lies here",
                 where=target,
                 next_step="Give --overwrite to replace it, or choose another address",
             )
-        target.filesystem.delete_file(described.path)
     elif target.is_dir():
         names = set(target.children())
         if names and _PLAN_FILE not in names and not names <= {LOOKS_FILE}:
@@ -98,9 +102,13 @@ def _send(dataset: Dataset, target: Location, quiet: bool) -> None:
     marked = target.child(_PLAN_FILE)
     target.make_dir()
     # Files of another dataset can have the right names and sizes; only those that this plan put there count.
-    going_on = marked.exists() and marked.read_bytes() == _encoded(plan)
+    described = target.child(DATASET_FILE)
+    going_on = marked.exists() and marked.read_bytes() == _encoded(plan) and not described.exists()
     if not going_on:
+        # In this order: whatever happens in between, the same call goes on.
         marked.write_bytes(_encoded(plan))
+        if described.exists():
+            target.filesystem.delete_file(described.path)
     files = [*plan, *(name for name in _REPORT_FILES if (dataset.root / name).is_file())]
     sizes = {name: (dataset.root / name).stat().st_size for name in files}
     total = round(sum(sizes.values()) / _MEGABYTE, 1)
@@ -110,7 +118,7 @@ def _send(dataset: Dataset, target: Location, quiet: bool) -> None:
                 line.advance(size / _MEGABYTE)
             else:
                 _send_file(dataset.root / name, target.child(name), line)
-    target.child(DATASET_FILE).write_bytes((dataset.info.model_dump_json(indent=2) + "\n").encode())
+    described.write_bytes((dataset.info.model_dump_json(indent=2) + "\n").encode())
     target.filesystem.delete_file(marked.path)
 
 

@@ -13,7 +13,7 @@ from cxr_ray.data.phantom_dataset import make_phantoms
 from cxr_ray.data.push import push_dataset
 from cxr_ray.data.store import LOOKS_FILE, Dataset, open_dataset
 from cxr_ray.errors import DataError
-from cxr_ray.paths import locate
+from cxr_ray.paths import Location, locate
 from cxr_ray.progress import ProgressLine
 
 LOOK = '{"time": "2026-01-01T00:00:00+00:00", "bundle": "b", "split": "test", "images": 7}\n'
@@ -130,3 +130,29 @@ def test_storage_that_refuses_is_one_sentence(s3: S3, dataset):
     nowhere = s3("films").replace("s3://films-", "s3://nobody-")
     with pytest.raises(DataError, match="the dataset cannot be written here"):
         push_dataset(dataset, nowhere, quiet=True)
+
+
+def test_a_file_that_went_missing_there_is_sent_again_and_only_that(s3: S3, dataset):
+    place = push_dataset(dataset, s3("films"), quiet=True)
+    before = times(s3("films"))
+    place.filesystem.delete_file(place.child("pixels-00000.npy").path)
+    push_dataset(dataset, s3("films"), quiet=True)
+    after = times(s3("films"))
+    assert after["masks-00000.npy"] == before["masks-00000.npy"]
+    assert open_dataset(s3("films")).info == dataset.info
+
+
+def test_a_replacement_that_fails_at_its_first_step_leaves_the_old_dataset(dataset, tmp_path, monkeypatch):
+    other = make_phantoms(tmp_path / "other", images=40, size=64, seed=1, quiet=True)
+    push_dataset(other, tmp_path / "there", quiet=True)
+
+    def refuse(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as breaking:
+        breaking.setattr(Location, "write_bytes", refuse)
+        with pytest.raises(DataError, match="run the same command again"):
+            push_dataset(dataset, tmp_path / "there", overwrite=True, quiet=True)
+    assert open_dataset(tmp_path / "there").info == other.info
+    push_dataset(dataset, tmp_path / "there", overwrite=True, quiet=True)
+    assert open_dataset(tmp_path / "there").info == dataset.info
