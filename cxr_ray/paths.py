@@ -18,7 +18,9 @@ import pyarrow.fs as pafs
 from cxr_ray.errors import CxrError, DataError
 
 _URI = re.compile(r"^[a-zA-Z][a-zA-Z0-9+.-]+://")
-_PASSWORD = re.compile(r"^([^:/]+://[^:/@]*):[^/]*@")
+# A number behind the colon is a port. Keys of S3 may hold slashes.
+_PASSWORD = re.compile(r"^([^:/]+://[^:/@]*:)(?!\d+(?:/|$)).*(?=@)")
+_SECRET_OPTION = re.compile(r"([?&][^=&]*(?:secret|password|token|signature|key)[^=&]*=)[^&]*", re.IGNORECASE)
 
 
 def is_uri(path: str | os.PathLike[str]) -> bool:
@@ -164,10 +166,11 @@ def locate(path: str | os.PathLike[str] | Location) -> Location:
     if isinstance(path, Location):
         return path
     text = os.fspath(path)
-    if _PASSWORD.match(text):
+    shown = _SECRET_OPTION.sub(r"\1***", _PASSWORD.sub(r"\1***", text))
+    if is_uri(text) and shown != text:
         raise CxrError(
             "this address carries a password, which every report and model card made from there would repeat",
-            where=_PASSWORD.sub(r"\1:***@", text),
+            where=shown,
             next_step="Give it in the environment of every node instead (for s3:// as AWS_ACCESS_KEY_ID and "
             "AWS_SECRET_ACCESS_KEY)",
         )

@@ -68,7 +68,13 @@ def test_an_address_that_leads_nowhere_is_one_sentence(address, message):
     assert "\n" not in str(raised.value)
 
 
-@pytest.mark.parametrize("address", ["s3://me:hush@bucket/films", "sftp://:hush@host/"])
+@pytest.mark.parametrize(
+    "address",
+    [
+        *("s3://me:hush@bucket/films", "s3://me:hu/hush@x@bucket/films", "sftp://:hush@host/"),
+        "s3://bucket/films?region=x&secret_key=hush",
+    ],
+)
 def test_a_password_in_an_address_is_refused_and_not_repeated(address):
     with pytest.raises(CxrError, match=r"carries a password.*Give it in the environment") as raised:
         locate(address)
@@ -78,4 +84,4 @@ def test_a_password_in_an_address_is_refused_and_not_repeated(address):
 def test_a_user_in_an_address_and_a_colon_in_a_name_are_no_password(tmp_path):
     assert locate(f"file://{tmp_path}/a:b@c").exists() is False
     with pytest.raises(CxrError, match=r"does not answer|no file system"):
-        locate("hdfs://me@nohost:1/runs")
+        locate("hdfs://me@nohost:1/a@b")
