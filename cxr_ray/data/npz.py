@@ -12,7 +12,8 @@ from typing import IO, Any
 
 import numpy as np
 
-from cxr_ray.errors import DataError
+from cxr_ray.data.decode_image import MAX_PIXELS, check_size
+from cxr_ray.errors import DataError, DecodeError
 from cxr_ray.paths import Location
 
 _PIECE = 1 << 20  # bytes read at a time: object storage charges for each request
@@ -105,6 +106,10 @@ class NpzImages:
             )
         if size != self._header + math.prod(shape) * self.dtype.itemsize:
             raise self._error(f"says that its images are of shape {shape}, and holds {size:,} bytes of them")
+        try:
+            check_size(shape[2], shape[1], size, MAX_PIXELS)
+        except DecodeError as error:
+            raise self._error(f"holds images of which each {error.problem}") from error
 
     def _read_labels(self, stream: IO[bytes]) -> np.ndarray:
         shape, dtype, _ = self._read_header(stream)

@@ -163,3 +163,9 @@ def test_memory_stays_flat_on_an_archive_of_300_megabytes(tmp_path, compression)
     right, grown = map(int, measured.stdout.split())
     assert right == count
     assert grown < 20, f"{grown} MB more for {count * one / 1e6:.0f} MB"
+
+
+def test_images_larger_than_any_film_are_refused_before_one_is_read(tmp_path):
+    np.savez_compressed(tmp_path / "a.npz", image=np.zeros((1, 9000, 9000), np.uint8), image_label=np.zeros(1))
+    with pytest.raises(DataError, match="each has 9,000 x 9,000 pixels, more than the 50,000,000"):
+        NpzImages(locate(tmp_path / "a.npz"))
