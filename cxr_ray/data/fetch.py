@@ -71,6 +71,7 @@ def _one(name: str, url: str) -> Callable[[], list[RemoteFile]]:
     return lambda: [RemoteFile(name, url)]
 
 
+_CAME_FIRST = "that came first"
 _OPENI = "https://openi.nlm.nih.gov/imgs/collections"
 # The files of each set that can be had without a login.
 DOWNLOADS: dict[str, Callable[[], list[RemoteFile]]] = {
@@ -166,10 +167,16 @@ def _fetch_file(file: RemoteFile, folder: Path, quiet: bool) -> list[str]:
     recorded = record.read_text().split()[0] if record.is_file() else None
     if recorded and file.is_to_unpack and unpacked.is_dir() and not target.exists():
         return [f"{file.name} was unpacked to {unpacked} before, and is not there any more to be compared"]
+    if not recorded and file.is_to_unpack and unpacked.is_dir():
+        raise DataError(
+            f"was unpacked from an archive that is not on record any more, so {target.name} may be another",
+            where=unpacked,
+            next_step="Remove or rename this folder and run the same command again",
+        )
     with progress(f"Fetching {file.name}", quiet=quiet) as line:
         download = ResumingDownload(target, line, copies=2 if file.is_to_unpack else 1)
         known = f"sha256:{recorded}" if recorded else file.checksum
-        _retrieve(file, target, known, "that came first" if recorded else "that its page describes", download)
+        _retrieve(file, target, known, _CAME_FIRST if recorded else "that its page describes", download)
     if not zipfile.is_zipfile(target):
         start = target.read_bytes()[:40] if target.stat().st_size < 1_000_000 else b""
         target.unlink()
@@ -200,6 +207,7 @@ def _retrieve(file: RemoteFile, target: Path, known: str | None, which: str, dow
         raise DataError(
             f"is not the file {which}: its checksum is not {known}",
             where=file.url,
-            next_step=f"Try again; if it stays so, ask its authors, and remove {target.name}.sha256 to accept it",
+            next_step="Try again; if it stays so, ask its authors"
+            + (f", and remove {target.name}.sha256 to accept it" if which == _CAME_FIRST else ""),
         ) from error
     download.forget()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import lzma
 import shutil
 import stat
 import zipfile
@@ -15,6 +17,8 @@ from cxr_ray.progress import ProgressLine
 MAX_MEMBERS = 500_000
 MAX_BYTES = 500_000_000_000  # the largest public set of chest radiographs at full size
 _PIECE = 1 << 20
+_DAMAGED = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, RuntimeError)
+_OF_THE_ARCHIVE = (None, errno.EEXIST, errno.ENOTDIR)  # errors its member's names cause
 
 
 def unpack_zip(archive: Path, folder: Path, line: ProgressLine) -> int:
@@ -40,6 +44,7 @@ def unpack_zip(archive: Path, folder: Path, line: ProgressLine) -> int:
         with zipfile.ZipFile(archive) as opened:
             members = [member for member in opened.infolist() if not member.is_dir()]
             _check(archive, members, shutil.disk_usage(archive.parent).free)
+            partial.mkdir(parents=True)
             line.update(0, "files unpacked", total=len(members))
             for number, member in enumerate(members):
                 target = partial / member.filename
@@ -49,7 +54,10 @@ def unpack_zip(archive: Path, folder: Path, line: ProgressLine) -> int:
                     shutil.copyfileobj(content, stream, _PIECE)
                 line.update(number + 1, "files unpacked")
         partial.rename(folder)
-    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, FileExistsError, NotADirectoryError) as error:
+    except (*_DAMAGED, OSError) as error:
+        # What fails without a number is the content, not the disk.
+        if isinstance(error, OSError) and error.errno not in _OF_THE_ARCHIVE:
+            raise
         raise DataError(
             f"cannot be unpacked ({error or type(error).__name__})",
             where=archive,

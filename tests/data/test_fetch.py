@@ -418,3 +418,12 @@ def test_an_unpacking_that_was_killed_is_not_taken_for_a_whole_one(site, tmp_pat
     fetch_set("montgomery", tmp_path, quiet=True)
     assert len(list((tmp_path / "MontgomerySet").rglob("*.png"))) == 8
     assert names(tmp_path) == ["MontgomerySet", ARCHIVE, f"{ARCHIVE}.sha256"]
+
+
+def test_a_folder_of_an_archive_that_is_not_on_record_is_not_taken_for_what_comes_now(site, tmp_path):
+    site.files[f"/{ARCHIVE}"] = archive()
+    fetch_set("montgomery", tmp_path, quiet=True)
+    for name in (ARCHIVE, f"{ARCHIVE}.sha256"):
+        (tmp_path / name).unlink()
+    with pytest.raises(DataError, match=r"not on record any more.*Remove or rename this folder"):
+        fetch_set("montgomery", tmp_path, quiet=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 import zipfile
+import zlib
 from collections.abc import Iterator
 from xml.etree import ElementTree
 
@@ -13,6 +14,10 @@ from cxr_ray.errors import DataError
 from cxr_ray.paths import Location
 
 _LARGEST = 200_000_000  # bytes of XML; a sheet of 100,000 rows has about 20 MB
+_BROKEN = (
+    *(zipfile.BadZipFile, zlib.error, RuntimeError, EOFError),  # damaged, encrypted, cut short
+    *(ElementTree.ParseError, KeyError, ValueError, IndexError),
+)
 _SHEET = re.compile(r"xl/worksheets/sheet\d+\.xml")
 
 
@@ -29,7 +34,7 @@ def workbook_rows(location: Location) -> list[Row]:
                 (name for name in book.namelist() if _SHEET.fullmatch(name)), key=lambda name: (len(name), name)
             )
             rows = list(_rows(_parsed(book, sheet), texts))
-    except (zipfile.BadZipFile, ElementTree.ParseError, KeyError, ValueError, IndexError) as error:
+    except _BROKEN as error:
         raise DataError(f"is not a spreadsheet that can be read ({error})", where=location) from error
     header = [plain(rows[0].get(column, "")) for column in range(max(rows[0], default=-1) + 1)] if rows else []
     return [{name: row.get(column, "") for column, name in enumerate(header) if name} for row in rows[1:]]
