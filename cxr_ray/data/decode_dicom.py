@@ -66,7 +66,13 @@ def decode_dicom(content: bytes, *, max_pixels: int) -> DecodedImage:
         try:
             dataset = _read(content, max_pixels)
             syntax = _syntax(dataset)
+            stored = dataset.get("BitsStored")
+            if not syntax.is_encapsulated and dataset.get("HighBit") and stored:
+                # pydicom drops the bits above BitsStored, which in some old files hold the film.
+                dataset.BitsStored = min(max(int(stored), int(dataset.HighBit) + 1), int(dataset.BitsAllocated))
             samples, photometric = read_samples(dataset, syntax)
+            if stored:
+                dataset.BitsStored = stored
             pixels, tint = _luminance(samples, photometric, dataset)
             return DecodedImage(
                 pixels=np.ascontiguousarray(pixels),

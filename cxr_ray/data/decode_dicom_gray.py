@@ -30,8 +30,8 @@ def to_gray(stored: np.ndarray, header: Any, *, inverted: bool) -> np.ndarray:
     levels = 1 << 8 * stored.itemsize
     bits = min(max(int(header.get("BitsStored", 0) or levels.bit_length() - 1), 1), levels.bit_length() - 1)
     signed = bool(header.get("PixelRepresentation", 0))
-    # Devices keep overlays in the bits above those stored.
-    values = np.arange(levels) & ((1 << bits) - 1)
+    # Devices keep overlays in the bits above those stored, and the lowest in others.
+    values = (np.arange(levels) >> _unused_low_bits(stored, header, bits)) & ((1 << bits) - 1)
     if signed:
         values = np.where(values >> (bits - 1), values - (1 << bits), values)
     padding = _padding(values, header, stored.dtype)
@@ -44,6 +44,15 @@ def to_gray(stored: np.ndarray, header: Any, *, inverted: bool) -> np.ndarray:
     table = (shown * 255).clip(0, 255).round().astype(np.uint8)
     table[padding] = 0
     return look_up(table, stored)
+
+
+def _unused_low_bits(stored: np.ndarray, header: Any, bits: int) -> int:
+    """How far samples lie above the lowest bit; 0 where HighBit says so and the bits below are used all the same."""
+    high = _number(header, "HighBit")
+    shift = 0 if high is None else int(high) + 1 - bits
+    if not 0 < shift <= 8 * stored.itemsize - bits or (stored & ((1 << shift) - 1)).any():
+        return 0
+    return shift
 
 
 def _padding(values: np.ndarray, header: Any, dtype: np.dtype) -> np.ndarray:
@@ -109,10 +118,14 @@ def _apply_table(values: np.ndarray, item: Any) -> tuple[np.ndarray, int]:
         first -= 65536
     data = item.LUTData
     if isinstance(data, bytes):
-        data = np.frombuffer(data, np.uint8 if len(data) == entries else "<u2")
+        little = getattr(item, "original_encoding", (None, True))[1] is not False
+        data = np.frombuffer(data, np.uint8 if len(data) == entries else "<u2" if little else ">u2")
     table = np.asarray(data, np.int64).ravel()[:entries] & 0xFFFF
     if not 1 <= bits <= 16 or not len(table):
         raise DecodeError("is a damaged DICOM file (a lookup table makes no sense)")
+    # Some devices say 16 bits of tables that hold 12; the film would be black.
+    needed = max(8, int(table.max()).bit_length())
+    bits = needed if bits - needed >= 2 else bits
     return table[(values - first).round().clip(0, len(table) - 1).astype(np.int64)].astype(np.float64), bits
 
 

@@ -484,3 +484,35 @@ def test_a_film_cut_short_is_called_truncated(syntax):
 def test_a_header_cut_short_is_refused(tmp_path: Path):
     refused(dicom(GRADIENT)[:200], "without an image")
     refused(dicom(GRADIENT, Rows=1), "too small for a film")
+
+
+@pytest.mark.parametrize(("low_bits", "steep"), [(0, False), (1, True)])
+def test_samples_that_lie_in_the_upper_bits_are_read_there_unless_the_lower_ones_are_used(low_bits, steep):
+    ramp = np.tile(np.linspace(0, 4095, 64).round().astype(np.uint16), (32, 1))
+    upper = decode_bytes(dicom((ramp << 4) | low_bits, bits_stored=12, HighBit=15)).pixels
+    plain = decode_bytes(dicom(ramp, bits_stored=12)).pixels
+    assert np.array_equal(upper, plain) is not steep
+
+
+def test_a_table_that_claims_more_bits_than_it_fills_does_not_blacken_the_film():
+    table = Dataset()
+    table.LUTDescriptor = [4096, 0, 16]
+    table["LUTDescriptor"].VR = "US"
+    table.add_new("LUTData", "OW", np.arange(4096, dtype="<u2").tobytes())
+    ramp = np.tile(np.linspace(0, 4095, 64).round().astype(np.uint16), (32, 1))
+    pixels = decode_bytes(dicom(ramp, bits_stored=12, VOILUTSequence=[table])).pixels
+    assert (pixels.min(), pixels.max()) == (0, 255)
+
+
+@pytest.mark.parametrize(
+    ("view", "lateral"),
+    [
+        *((view, True) for view in ("Left Lateral View", "LATERAL LEFT", "lateral (L)", "L-LATERAL", "XTABLE LATERAL")),
+        *(
+            (view, False)
+            for view in ("PA", "AP", "LATERAL DECUBITUS", "PA AND LATERAL", "OBLIQUE LAT", "PLATE 2", None)
+        ),
+    ],
+)
+def test_a_lateral_view_is_told_by_its_words(view, lateral):
+    assert is_lateral(view) is lateral
