@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import PurePosixPath
 
 from cxr_ray.data.decode import SUFFIXES
-from cxr_ray.data.readers.csv_table import read_table
+from cxr_ray.data.readers.csv_table import plain, read_table
 from cxr_ray.errors import DataError
 from cxr_ray.paths import Location
 
@@ -24,11 +24,6 @@ def sheet_rows(location: Location) -> list[Row]:
     header, rows = read_table(location)
     names = [plain(name) for name in header]
     return [dict(zip(names, values, strict=False)) for _, values in rows]
-
-
-def plain(name: str) -> str:
-    """A name without case, spaces and signs."""
-    return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
 def value(row: Row, *names: str) -> str | None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections import Counter
 from pathlib import Path
 
 from cxr_ray.data.decode_image import MAX_AGE
 from cxr_ray.data.labels import label_slug
 from cxr_ray.data.listing import Listing, SourceFile
+from cxr_ray.data.split_strategies import GIVEN_COLUMN
 from cxr_ray.data.splits import SPLITS
 from cxr_ray.data.views import is_lateral
 from cxr_ray.errors import DataError, did_you_mean
@@ -17,9 +19,15 @@ from cxr_ray.paths import Location, is_uri
 
 METADATA_FILE = "metadata.csv"
 _NAMED_COLUMNS = ("path", "label", "source", "patient_id", "split", "view", "sex", "age")
+# By how they are written without case, spaces and signs: PatientID, Patient ID and patient_id are one column.
+_SPELLINGS = {name.replace("_", ""): name for name in _NAMED_COLUMNS} | {
+    "viewposition": "view",
+    "subjectid": "patient_id",
+    "gender": "sex",
+}
 # Measured by the import itself; a CSV's own figures describe other files (originals before conversion).
 _MEASURED_COLUMNS = ("width", "height", "bit_depth")
-_SPLIT_NAMES = {
+SPLIT_NAMES = {
     **{name: name for name in SPLITS},
     "training": "train",
     "validation": "val",
@@ -36,21 +44,23 @@ def read_csv_films(src: Location, metadata: Location) -> Listing:
     Args:
         src: The folder.
         metadata: The CSV: columns path and label, and optionally source, patient_id, split, view, sex, age; others
-            become ``extra.<name>``. Commas, semicolons or tabs part them.
+            become ``extra.<name>``. Case, spaces and signs in these names do not matter (``Patient ID``), and
+            ViewPosition, SubjectID and Gender are understood. Commas, semicolons or tabs part them.
 
     Raises:
         DataError: With the line that is wrong.
     """
     header, rows = read_table(metadata)
+    columns = _manifest_columns(header)
+    _check_reserved(columns, metadata)
     for needed in ("path", "label"):
-        if needed not in header:
+        if needed not in columns:
             raise DataError(
                 f"has no column '{needed}'{did_you_mean(needed, header)}; it has {', '.join(header) or 'none'}",
                 where=metadata,
                 next_step="The columns path and label are needed; source, patient_id, split, view, sex, age are used; "
                 "commas, semicolons or tabs part them",
             )
-    columns = [_manifest_column(name) for name in header]
     twice = [name.removeprefix("extra.") for name, count in Counter(columns).items() if name and count > 1]
     if twice:
         raise DataError(
@@ -114,17 +124,40 @@ def read_table(metadata: Location) -> tuple[list[str], list[tuple[int, list[str]
 
 
 def _delimiter(text: str) -> str:
-    """Comma; or the semicolon or tab of some spreadsheets, where only that one parts path from label."""
-    for delimiter in ",;\t":
-        header = next(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter), [])
-        if {"path", "label"} <= {name.strip() for name in header}:
-            return delimiter
-    return ","
+    """Comma, or the semicolon or tab of some spreadsheets: the one that parts the header into most names."""
+
+    def names(delimiter: str) -> int:
+        return len(next(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter), []))
+
+    return max(",;\t", key=names)
 
 
-def _manifest_column(column: str) -> str:
-    known = column in _NAMED_COLUMNS or column in _MEASURED_COLUMNS or column.startswith("extra.")
-    return column if known or not column else f"extra.{column}"
+def plain(name: str) -> str:
+    """A name without case, spaces and signs."""
+    return re.sub(r"[^a-z0-9]", "", name.lower())
+
+
+def _manifest_columns(header: list[str]) -> list[str]:
+    """What the columns are called in a manifest; a name's own spelling goes before others of it."""
+    columns = []
+    for name in header:
+        meant = _SPELLINGS.get(plain(name))
+        if meant and (name == meant or (meant not in header and meant not in columns)):
+            columns.append(meant)
+        elif not name or name in _MEASURED_COLUMNS or name.startswith("extra."):
+            columns.append(name)
+        else:
+            columns.append(f"extra.{name}")
+    return columns
+
+
+def _check_reserved(columns: list[str], metadata: Location) -> None:
+    if GIVEN_COLUMN in columns:
+        raise DataError(
+            f"has a column '{GIVEN_COLUMN.removeprefix('extra.')}', which an import keeps for the set's own split",
+            where=metadata,
+            next_step="Name it 'split', or otherwise",
+        )
 
 
 def _row_to_file(values: dict[str, str], src: Location, where: str) -> SourceFile:
@@ -144,15 +177,15 @@ def _row_to_file(values: dict[str, str], src: Location, where: str) -> SourceFil
     except ValueError as error:
         raise DataError(f"label {error}", where=where, next_step="Give the class another name") from error
     split = values.get("split") or None
-    if split is not None and split.lower() not in _SPLIT_NAMES:
-        hint = did_you_mean(split.lower(), _SPLIT_NAMES)
+    if split is not None and split.lower() not in SPLIT_NAMES:
+        hint = did_you_mean(split.lower(), SPLIT_NAMES)
         raise DataError(f"split '{split}' is not one of {', '.join(SPLITS)}{hint}", where=where)
     return SourceFile(
         path=relative.as_posix(),
         label=label,
         source=values.get("source") or src.name,
         patient_id=values.get("patient_id") or None,
-        split=_SPLIT_NAMES[split.lower()] if split else None,
+        split=SPLIT_NAMES[split.lower()] if split else None,
         view=values.get("view") or None,
         sex=values.get("sex") or None,
         age=_age(values.get("age", ""), where),

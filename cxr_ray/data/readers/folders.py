@@ -9,6 +9,7 @@ from pathlib import PurePosixPath
 from cxr_ray.data.decode import SUFFIXES, is_dicom
 from cxr_ray.data.labels import label_slug
 from cxr_ray.data.listing import Listing, SourceFile
+from cxr_ray.data.readers.csv_table import SPLIT_NAMES
 from cxr_ray.errors import DataError
 from cxr_ray.paths import Location, printable
 
@@ -19,12 +20,14 @@ _SNIFFED = 4096  # bytes of a file without a suffix: enough for any DICOM preamb
 def read_folders(src: Location) -> Listing:
     """List ``SRC/<class>/.../<film>``; the source of every film is the folder's name.
 
+    Where all folders are named like splits (``train``, ``test``, ``val`` ...), the class folders lie inside them.
+
     Files without a suffix, or named like a DICOM UID, are taken where they are DICOM, as archives often leave it off.
 
     Raises:
         DataError: A class folder's name cannot name a class, or there are no class folders with films.
     """
-    files, left_out = [], Counter[str]()
+    films, left_out = list[PurePosixPath](), Counter[str]()
     classes: dict[str, str] = {}
     for entry in src.walk():
         path = PurePosixPath(entry.path)
@@ -36,10 +39,21 @@ def read_folders(src: Location) -> Listing:
         elif any(part.lower() in _MASK_FOLDERS for part in path.parts[:-1]):
             left_out["mask files"] += 1
         else:
-            folder = path.parts[0]
-            label = classes.get(folder) or classes.setdefault(folder, _class_of(src, folder))
-            files.append(SourceFile(entry.path, label, source=src.name))
+            films.append(path)
+    splits = {path.parts[0]: SPLIT_NAMES.get(path.parts[0].lower()) for path in films}
+    split_first = bool(splits) and None not in splits.values()
+    files = []
+    for path in films:
+        split, folders = (splits[path.parts[0]], path.parts[1:-1]) if split_first else (None, path.parts[:-1])
+        if not folders:
+            left_out["images that lie in no class folder"] += 1
+            continue
+        folder = folders[0]
+        label = classes.get(folder) or classes.setdefault(folder, _class_of(src, folder))
+        files.append(SourceFile(str(path), label, source=src.name, split=split))
     notes = [f"left out {count} {what}" for what, count in left_out.items() if count]
+    if split_first:
+        notes.append(f"the folders {', '.join(splits)} are taken for splits, and the folders in them for classes")
     if not files:
         raise DataError(
             "holds no images in class folders" + (f" ({'; '.join(notes)})" if notes else ""),
