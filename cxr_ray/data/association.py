@@ -23,7 +23,8 @@ def cramers_v(rows: Sequence[str], columns: Sequence[str]) -> float | None:
         columns: One value a film.
 
     Returns:
-        0 to 1; None where a column has one value only, so that there is nothing to hang together.
+        0 to 1; None where a column has one value only, so that there is nothing to hang together, or a value of its own
+        for every film, so that nothing can be told.
     """
     table = np.array([list(counts.values()) for counts in crosstab(rows, columns).values()], float)
     n, (r, c) = table.sum(), table.shape
@@ -33,4 +34,6 @@ def cramers_v(rows: Sequence[str], columns: Sequence[str]) -> float | None:
     phi2 = ((table - expected) ** 2 / expected).sum() / n
     phi2 = max(0.0, phi2 - (r - 1) * (c - 1) / (n - 1))
     r, c = r - (r - 1) ** 2 / (n - 1), c - (c - 1) ** 2 / (n - 1)
+    if min(r, c) - 1 < 1e-9:
+        return None
     return float(min(1.0, np.sqrt(phi2 / (min(r, c) - 1))))

@@ -32,3 +32,7 @@ def test_v_agrees_with_scipy_where_the_bias_correction_vanishes():
 
 def test_one_value_has_nothing_to_hang_together_with():
     assert cramers_v(["a", "b"], ["x", "x"]) is None
+
+
+def test_a_source_of_its_own_for_every_film_tells_nothing():
+    assert cramers_v(["a", "b"] * 30, [str(number) for number in range(60)]) is None
