@@ -19,6 +19,8 @@ from cxr_ray.data.split_strategies import GIVEN_COLUMN, Films, SplitRecord, assi
 from cxr_ray.data.store import LOOKS_FILE, Dataset, open_dataset
 from cxr_ray.paths import locate
 
+_SPLIT_ANEW = "the films were split anew after"
+
 
 def resplit_dataset(
     data: str | Path | Dataset,
@@ -57,9 +59,10 @@ def resplit_dataset(
     else:
         manifest = with_column(manifest, "split", [None] * manifest.num_rows)
     manifest, warnings = split_manifest(manifest, record, seed=seed, where=dataset.uri)
+    warnings += [text for text in info.warnings if text.startswith(_SPLIT_ANEW)]  # nor must a second resplit forget
     if looks := _looks(dataset):
         warnings.append(
-            f"the films were split anew after {looks} look(s) at the test split of {info.name} ({info.fingerprint}): "
+            f"{_SPLIT_ANEW} {looks} look(s) at the test split of {info.name} ({info.fingerprint}): "
             "some that were test films are training films now, and the other way round"
         )
     work = target.with_name(f".{target.name}.partial-{os.getpid()}")
@@ -155,6 +158,6 @@ def _looks(dataset: Dataset) -> int:
 def _link_or_copy(file: Path, target: Path) -> None:
     # Files of a dataset are never changed in place, so two datasets may share one; across disks they cannot.
     with contextlib.suppress(OSError):
-        os.link(file, target)
+        os.link(file.resolve(), target)  # what a link leads to: a copy of the link would lead elsewhere
         return
     shutil.copyfile(file, target)

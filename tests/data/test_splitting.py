@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -80,3 +81,23 @@ def test_a_refused_resplit_leaves_nothing_behind(films, tmp_path: Path):
     with pytest.raises(ConfigError, match="there is no source 'phantom-z'"):
         resplit_dataset(films, tmp_path / "other", hold_out=["phantom-z"])
     assert list(tmp_path.iterdir()) == []
+
+
+def test_looks_at_the_test_split_are_remembered_through_any_number_of_resplits(films, tmp_path: Path):
+    seen = resplit_dataset(films, tmp_path / "seen", seed=1)
+    (seen.root / LOOKS_FILE).write_text('{"split": "test"}\n')
+    once = resplit_dataset(seen, tmp_path / "once", seed=2)
+    twice = resplit_dataset(once, tmp_path / "twice", seed=1)
+    assert [text for text in twice.info.warnings if "1 look(s) at the test split of seen" in text]
+
+
+def test_a_dataset_whose_pixel_files_are_links_is_resplit_like_any_other(films, tmp_path: Path):
+    (tmp_path / "store").mkdir()
+    linked = tmp_path / "linked"
+    linked.mkdir()
+    for file in films.root.iterdir():
+        shutil.copy(file, tmp_path / "store" / file.name)
+        (linked / file.name).symlink_to(Path("..") / "store" / file.name)
+    other = resplit_dataset(linked, tmp_path / "deep" / "other", seed=3)
+    assert not (other.root / "pixels-00000.npy").is_symlink()
+    assert (other.pixels[0] == films.pixels[0]).all()
