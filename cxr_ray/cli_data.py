@@ -108,6 +108,7 @@ def audit_command(
     """Audit a dataset: leakage, duplicates, confounding of source and label, quality."""
     from cxr_ray.data.store import open_dataset
     from cxr_ray.evaluation.audit import PAGE_FILE, audit
+    from cxr_ray.paths import is_uri, locate
 
     dataset = open_dataset(data)
     many = dataset.manifest.num_rows >= _PARALLEL_FROM_FILMS
@@ -116,7 +117,7 @@ def audit_command(
         say(f"- {finding}")
     if not report.findings:
         say("nothing was found that would make numbers from this dataset untrustworthy")
-    say(f"report: {Path(out) / PAGE_FILE}")
+    say(f"report: {locate(out).child(PAGE_FILE) if is_uri(out) else Path(out) / PAGE_FILE}")
 
 
 @data_app.command("push")

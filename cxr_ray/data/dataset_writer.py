@@ -86,7 +86,9 @@ def write_dataset(
         classes=classes,
         image_size=image_size,
         fit=fit,
-        fingerprint=_fingerprint(manifest, shards, classes, image_size, fit),
+        fingerprint=_fingerprint(
+            manifest, [*shards, *(mask_shards or []), *(lung_mask_shards or [])], classes, image_size, fit
+        ),
         manifest_sha256=hashlib.sha256(content).hexdigest(),
         shards=shards,
         mask_shards=mask_shards or [],

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import os
 import tempfile
@@ -23,6 +25,7 @@ from cxr_ray.data.duplicate_candidates import (
 from cxr_ray.data.duplicate_confirmation import CONFIRMED, confirm
 from cxr_ray.data.mapping import Mapper
 from cxr_ray.data.shards import PixelStore
+from cxr_ray.errors import DataError
 from cxr_ray.progress import ProgressLine
 
 # Of pixels handed out at a time. Ray frees what has been used once a second or when it is a hundred pieces, so larger
@@ -72,13 +75,31 @@ def find_near_duplicates(
 
     Returns:
         Pairs in order of their row numbers.
+
+    Raises:
+        DataError: The disk of temporary files is full.
     """
-    with tempfile.TemporaryFile() as spool:
+    with _spool(len(store)) as spool:
         rows, pairs = _distinct_films(store, map, spool, progress)
         if len(rows) > 1:
             candidates = _candidates(spool, rows, map)
             pairs += _confirmed(spool, rows[candidates], map, progress)
     return sorted(pairs)
+
+
+@contextlib.contextmanager
+def _spool(films: int) -> Iterator[IO[bytes]]:
+    try:
+        with tempfile.TemporaryFile() as spool:
+            yield spool
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise DataError(
+            f"the disk of temporary files is too full: the search for duplicates needs {films * _BYTES / 1e6:.1f} MB",
+            where=tempfile.gettempdir(),
+            next_step="Make room there, or name another folder in TMPDIR",
+        ) from error
 
 
 def duplicate_groups(count: int, pairs: Iterable[tuple[int, int] | NearDuplicate]) -> np.ndarray:

@@ -20,6 +20,7 @@ from cxr_ray.data.views import is_lateral
 from cxr_ray.errors import DecodeError
 from cxr_ray.paths import Location, locate, printable
 
+_MOST_CLASSES = 8  # in a mask of class numbers
 _PLACEHOLDER_PATIENTS = frozenset({"anon", "anonymous", "anonymized", "unknown", "none", "null", "nan", "na", "n/a"})
 
 
@@ -156,7 +157,8 @@ def _lung_mask(chunk: Chunk, file: SourceFile) -> np.ndarray:
             mask, _ = decode_square(_read(chunk.root, path), chunk.size, chunk.fit)
         except DecodeError as error:
             raise DecodeError(f"has a lung mask that {error.problem} ({path})", code=error.code) from error
-        lungs[mask > 127] = 255
+        # Some tools write class numbers (0, 1, 2), which would all be black.
+        lungs[mask > (127 if mask.max() > _MOST_CLASSES else 0)] = 255
     return lungs
 
 

@@ -132,7 +132,7 @@ class ImportWork:
         """
         parts = [self._files[start : start + SHARD_IMAGES] for start in range(0, self.films, SHARD_IMAGES)]
         states = self._states()
-        digests = [_digest([[asdict(file), states.get(file.path)] for file in part]) for part in parts]
+        digests = [_digest([[asdict(file), *map(states.get, _paths(file))] for file in part]) for part in parts]
         states.clear()
         done = {number: self._finished(number, digests[number], parts[number]) for number in range(len(parts))}
         pending = [number for number, marks in done.items() if marks is None]
@@ -153,8 +153,9 @@ class ImportWork:
         for path in self.folder.glob("*.npy*"):
             if path.name not in wanted:
                 path.unlink()
-        for path in self.folder.glob(".*.partial"):
-            path.unlink()
+        for path in self.folder.glob(".*"):  # shards and files that a killed process had half written
+            if path.name != MARKS:
+                path.unlink()
 
     def _agree_on_plan(self) -> None:
         """Keep what an interrupted import has finished if it followed the same plan, else start with nothing."""
@@ -169,7 +170,12 @@ class ImportWork:
 
     def _states(self) -> dict[str, list[int]]:
         """Size and time of every file below the source: what tells that a film has changed since a shard was made."""
-        return {entry.path: [entry.size, entry.modified_ns] for entry in self.source.walk()}
+        states = {entry.path: [entry.size, entry.modified_ns] for entry in self.source.walk()}
+        # A sheet may name films in hidden folders, which a walk passes over.
+        for path in {path for file in self._files for path in _paths(file)}.difference(states):
+            info = self.source.filesystem.get_file_info(self.source.child(path).path)
+            states[path] = [info.size or 0, info.mtime_ns or 0]
+        return states
 
     def _finished(self, number: int, digest: str, files: list[SourceFile]) -> dict[str, Any] | None:
         """What is noted of a finished shard; None where it is not whole, or would become another one now."""
@@ -204,7 +210,8 @@ class ImportWork:
                 yield self._chunk(part[start : start + CHUNK_IMAGES])
 
     def _chunk(self, files: list[SourceFile]) -> Chunk:
-        frames = [self._frames.read(file) for file in files] if files[0].path.endswith(".npz") else None
+        of_archives = all(file.path.endswith(".npz") for file in files)
+        frames = [self._frames.read(file) for file in files] if of_archives else None
         return Chunk(self.source.uri, tuple(files), self.size, self.fit, frames, self._lung_masks)
 
     def _decode_shard(
@@ -308,6 +315,11 @@ def _too_little_room(work: ImportWork, free: int) -> DataError:
 
 def _size(count: int) -> str:
     return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
+
+
+def _paths(file: SourceFile) -> list[str]:
+    """The files a film is made of: its own and its lung masks."""
+    return [file.path, *filter(None, file.extra.get(LUNG_MASK, "").split("|"))]
 
 
 def _digest(value: Any) -> str:

@@ -92,6 +92,7 @@ def import_dataset(
         listing.notes.append("the looks at the test split of the dataset replaced stay on record")
     with ImportWork(source, target, listing.files, size, fit) as work, full_disk_explained(work):
         _build(work, listing, record, map or _map, name=target.name, seed=seed, keep_going=keep_going, quiet=quiet)
+        claim(out, overwrite=overwrite)  # again: what came to lie there meanwhile is not ours to replace
         swap_in(work.folder, target)
     shutil.rmtree(target / MARKS)
     return open_dataset(target)

@@ -128,6 +128,17 @@ def write_shard(folder: Path, file: str, images: np.ndarray) -> Shard:
     return writer.finish()
 
 
+def shard_shape(path: Path) -> tuple[int, int] | None:
+    """Images and edge of a shard by its header; None where that makes no sense, or the file is not of that size."""
+    try:
+        with path.open("rb") as stream:
+            images, size = _read_header(stream)
+            start = stream.tell()
+    except (ValueError, TypeError, SyntaxError):  # what NumPy raises
+        return None
+    return (images, size) if path.stat().st_size == start + images * size * size else None
+
+
 def file_sha256(path: Path) -> str:
     """Hex sha256 of a file, read in pieces."""
     with path.open("rb") as stream:

@@ -101,7 +101,7 @@ def parse_ratios(text: str | None) -> dict[str, float]:
         numbers = [float(part) for part in text.split("/")]
     except ValueError:
         numbers = []
-    if len(numbers) != len(SPLITS) or not np.isfinite(numbers).all() or min(numbers) < 0 or min(numbers[:2]) <= 0:
+    if len(numbers) != len(SPLITS) or not np.isfinite(sum(numbers)) or min(numbers) < 0 or min(numbers[:2]) <= 0:
         raise ConfigError(
             f"'{text}' is not four numbers, of which the first two are above 0",
             where="--ratios",

@@ -20,7 +20,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from cxr_ray.cache import local_copy
 from cxr_ray.data.listing import SetFacts
 from cxr_ray.data.quality_flags import FLAGS, Threshold
-from cxr_ray.data.shards import PixelStore, Shard, file_sha256
+from cxr_ray.data.shards import PixelStore, Shard, file_sha256, shard_shape
 from cxr_ray.data.split_strategies import SplitRecord
 from cxr_ray.data.splits import LEARNING_SPLITS, SPLITS
 from cxr_ray.errors import ConfigError, DataError, did_you_mean
@@ -297,9 +297,9 @@ def _check_shards(root: Path, location: Location, info: DatasetInfo, images: int
         raise DataError("the manifest and the pixel files do not hold the same number of images", where=location)
     for shard in info.pixel_files:
         file = root / shard.file
-        expected = shard.images * info.image_size**2
-        if not file.exists() or not expected <= file.stat().st_size <= expected + 4096:
-            problem = "is missing" if not file.exists() else "has the wrong size"
+        shape = shard_shape(file) if file.exists() else None
+        if shape != (shard.images, info.image_size):
+            problem = "is damaged or has the wrong size" if file.exists() else "is missing"
             raise DataError(
                 f"pixel file {shard.file} {problem}", where=location, next_step="Import or copy the dataset again"
             )

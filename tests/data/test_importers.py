@@ -11,6 +11,7 @@ import sys
 import time
 from collections import Counter, defaultdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pydicom
@@ -21,7 +22,7 @@ from pydicom.pixels.decoders.base import JPEG2000LosslessDecoder
 from pydicom.uid import ComputedRadiographyImageStorage
 
 from cxr_ray import cluster
-from cxr_ray.data import import_work
+from cxr_ray.data import import_work, importers
 from cxr_ray.data.import_chunk import Chunk
 from cxr_ray.data.importers import import_dataset
 from cxr_ray.data.leakage import checked_for_leakage
@@ -453,3 +454,97 @@ def test_the_real_films_import_with_patients_kept_apart(tmp_path, real_films):
         if patient is not None:
             splits_of[patient].add(split)
     assert max(len(splits) for splits in splits_of.values()) == 1
+
+
+def test_columns_are_known_by_any_spelling_and_laterals_by_any_wording(tmp_path):
+    films = make_films(tmp_path / "films", per_class=20)
+    rows = rows_for(films, patient_id=lambda n: f"p{n // 4}", view=lambda n: "Left Lateral View" if n % 10 == 0 else "")
+    metadata = write_csv(films, rows)
+    text = metadata.read_text()
+    header = {"path": "Path", "label": "Label", "patient_id": "Patient ID", "view": "ViewPosition"}
+    metadata.write_text(text.replace(",".join(COLUMNS), ",".join(header.get(name, name) for name in COLUMNS)))
+    dataset = import_dataset(films, tmp_path / "out", metadata=metadata, size=64, quiet=True)
+    assert dataset.manifest.num_rows == 36
+    assert set(dataset.column("patient_id")) == {f"p{number}" for number in range(10)}
+
+
+def test_a_column_that_an_import_keeps_for_itself_is_refused(tmp_path):
+    films = make_films(tmp_path / "films")
+    metadata = write_csv(films, rows_for(films))
+    metadata.write_text(metadata.read_text().replace("ward", "given_split"))
+    with pytest.raises(DataError, match=r"has a column 'given_split'.*Name it 'split', or otherwise"):
+        import_dataset(films, tmp_path / "out", metadata=metadata, size=64, quiet=True)
+
+
+def test_folders_named_like_splits_are_splits_and_those_inside_them_classes(tmp_path):
+    for split, films in (("train", 12), ("val", 4), ("test", 4)):
+        make_films(tmp_path / "films" / split, per_class=films)
+    dataset = import_dataset(tmp_path / "films", tmp_path / "out", size=64, quiet=True)
+    assert dataset.classes == ["normal", "covid"]
+    assert {
+        split
+        for split, path in zip(dataset.column("split"), dataset.column("path"), strict=True)
+        if path.startswith("test/")
+    } == {"test"}
+    assert dataset.info.split.strategy == "given"
+    notes = json.loads((tmp_path / "out" / "import_report.json").read_text())["notes"]
+    assert "the folders test, train, val are taken for splits, and the folders in them for classes" in notes
+
+
+def test_an_archive_of_arrays_among_the_films_of_a_csv_is_an_unreadable_film_and_no_more(tmp_path):
+    films = make_films(tmp_path / "films", per_class=30)
+    (films / "covid-archive.npz").write_bytes(b"PK no archive")
+    rows = [*rows_for(films), {"path": "covid-archive.npz", "label": "normal"}]
+    dataset = import_dataset(films, tmp_path / "out", metadata=write_csv(films, rows), size=64, quiet=True)
+    assert dataset.manifest.num_rows == 60
+
+
+def test_half_written_files_of_a_killed_import_do_not_stay(tmp_path, monkeypatch):
+    films = make_films(tmp_path / "films")
+    work = tmp_path / ".out.importing"
+
+    def stop(*_: object, **__: object) -> None:
+        (work / ".manifest.parquet.a1b2c3").write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as breaking:
+        breaking.setattr(importers, "write_dataset", stop)
+        with pytest.raises(KeyboardInterrupt):
+            import_dataset(films, tmp_path / "out", size=64, quiet=True)
+    import_dataset(films, tmp_path / "out", size=64, quiet=True)
+    assert not list((tmp_path / "out").glob(".*"))
+
+
+def test_what_comes_to_lie_in_the_way_of_an_import_is_not_replaced(tmp_path, monkeypatch):
+    films = make_films(tmp_path / "films")
+    written = importers.write_dataset
+
+    def meanwhile(*arguments: Any, **options: Any) -> None:
+        written(*arguments, **options)
+        (tmp_path / "out").mkdir()
+        (tmp_path / "out" / "thesis.tex").write_text("years of work")
+
+    monkeypatch.setattr(importers, "write_dataset", meanwhile)
+    with pytest.raises(DataError, match="is not empty"):
+        import_dataset(films, tmp_path / "out", size=64, quiet=True)
+    assert (tmp_path / "out" / "thesis.tex").read_text() == "years of work"
+
+
+def test_a_resumed_import_sees_changes_in_hidden_folders(tmp_path, monkeypatch):
+    films = make_films(tmp_path / "films")
+    hidden = make_films(tmp_path / "films" / ".more", per_class=1, classes=("normal",)) / "normal" / "000.png"
+    rows = [*rows_for(films)]
+    assert any(str(row["path"]).startswith(".more") for row in rows)
+    metadata = write_csv(films, rows)
+
+    def stop(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as breaking:
+        breaking.setattr(importers, "write_dataset", stop)
+        with pytest.raises(KeyboardInterrupt):
+            import_dataset(films, tmp_path / "out", metadata=metadata, size=64, quiet=True)
+    Image.new("L", (40, 30), 200).save(hidden)
+    dataset = import_dataset(films, tmp_path / "out", metadata=metadata, size=64, quiet=True)
+    row = dataset.column("path").index(".more/normal/000.png")
+    assert (dataset.pixels[row] == 200).all()

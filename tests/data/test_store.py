@@ -9,6 +9,7 @@ import fsspec
 import numpy as np
 import pytest
 
+from cxr_ray.data.phantom_dataset import make_phantoms
 from cxr_ray.data.store import Dataset, open_dataset
 from cxr_ray.errors import DataError
 
@@ -46,3 +47,11 @@ def test_a_copy_without_one_of_its_pixel_files_is_refused(remote):
     remote.rm("/films/masks-00000.npy")
     with pytest.raises(DataError, match=r"films: masks-00000\.npy is missing"):
         open_dataset("memory://films")
+
+
+def test_a_pixel_file_whose_header_is_damaged_is_named(tmp_path):
+    dataset = make_phantoms(tmp_path / "films", images=40, size=64, quiet=True)
+    shard = dataset.root / "pixels-00000.npy"
+    shard.write_bytes(b"\0" * 20 + shard.read_bytes()[20:])
+    with pytest.raises(DataError, match=r"pixel file pixels-00000\.npy is damaged"):
+        open_dataset(dataset.root)
