@@ -10,7 +10,7 @@ from typing import Any
 import cv2
 import numpy as np
 from PIL import Image, ImageCms, ImageFile, UnidentifiedImageError
-from PIL.TiffImagePlugin import PHOTOMETRIC_INTERPRETATION, TiffImageFile
+from PIL.TiffImagePlugin import BITSPERSAMPLE, PHOTOMETRIC_INTERPRETATION, TiffImageFile
 
 from cxr_ray.data.decode_containers import Picture, check_tiff, exif_orientation, read_gif, read_png
 from cxr_ray.data.decode_image import (
@@ -82,6 +82,9 @@ def decode_picture(content: bytes, *, max_pixels: int, at_least: int | None) -> 
                     _draft(image, at_least)
                 image.load()
                 bit_depth, tint, pixels = _to_luminance(image)
+                if _is_deep_colour(image, picture.content):
+                    bit_depth = 16
+                    _check_upper_bytes(pixels)
             elif samples.ndim == 2:
                 bit_depth, tint, pixels = 8, 0.0, samples
             else:
@@ -183,6 +186,25 @@ def _to_luminance(image: Any) -> tuple[int, float, np.ndarray]:
         sample = image.resize((64, 64), Image.Resampling.NEAREST)
         return bit_depth, sampled_tint(np.asarray(sample)), _in_strips(image)
     return bit_depth, 0.0, np.asarray(image if image.mode == "L" else image.convert("L"))
+
+
+def _is_deep_colour(image: Any, content: bytes) -> bool:
+    """Whether samples of 16 bits are in colour (or have opacity), of which Pillow keeps the upper bytes."""
+    if image.mode.startswith("I;16") or image.mode in ("I", "F"):
+        return False
+    if isinstance(image, TiffImageFile):
+        return max(image.tag_v2.get(BITSPERSAMPLE, (8,))) > 8
+    return content.startswith(b"\x89PNG") and content[24] == 16
+
+
+def _check_upper_bytes(pixels: np.ndarray) -> None:
+    # Films of 12 and 14 bits in files of 16 would become 16 or 64 gray levels near black.
+    if pixels.max(initial=0) < 64:
+        raise DecodeError(
+            "has 16-bit colour samples that use 14 bits or fewer",
+            code="unsupported",
+            next_step="Save it in gray, of which all bits are read",
+        )
 
 
 def _in_strips(image: Any) -> np.ndarray:

@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Callable
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image, ImageCms
@@ -324,3 +325,14 @@ def test_every_original_file_of_the_real_films_decodes(real_films: Path):
             with Image.open(file) as image:
                 reference = np.asarray(image.convert("RGBA").convert("L"), int)
             assert np.abs(whole.pixels - reference).mean() <= 1, file
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tiff"])
+def test_16_bit_colour_keeps_its_depth_and_is_refused_where_it_would_become_black(suffix):
+    deep = np.repeat(GRADIENT.astype(np.uint16)[:, :, None], 3, axis=2)
+    _, whole = cv2.imencode(suffix, deep * 257)
+    assert agrees(whole.tobytes()).bit_depth == 16
+    _, shallow = cv2.imencode(suffix, deep * 16)  # 12 bits of the 16
+    with pytest.raises(DecodeError, match=r"that use 14 bits or fewer\. Save it in gray") as raised:
+        decode_bytes(shallow.tobytes())
+    assert raised.value.code == "unsupported"
