@@ -214,11 +214,12 @@ def _check_learnable(films: Films, splits: list[str], where: object) -> None:
         missing = [split for split in LEARNING_SPLITS if (label, split) not in present]
         if missing:
             rows = [row for row, name in enumerate(films.labels) if name == label]
-            patients = {films.patient_ids[row] or row for row in rows}
+            ids = [films.patient_ids[row] for row in rows]
+            groups = len(set(group_ids(ids, [films.duplicate_groups[row] for row in rows]).tolist()))
             in_test = sum(splits[row] == "test" for row in rows)
             raise DataError(
                 f"class '{label}' has no image in {' and '.join(missing)} "
-                f"(its {len(rows)} images are of {len(patients)} patient(s)"
+                f"(its {len(rows)} images show {groups} different patient(s) or film(s)"
                 + (f", {in_test} of them in test)" if in_test else ")"),
                 where=where,
                 next_step="Add images of it (from more patients), or split in another way",

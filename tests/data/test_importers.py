@@ -195,9 +195,7 @@ def test_a_patient_in_two_sources_is_one_patient(tmp_path):
 def test_a_class_of_one_patient_is_refused_with_the_reason(tmp_path):
     films = make_films(tmp_path / "films")
     rows = rows_for(films, patient_id=lambda i: "p" if i < 12 else "")
-    message = (
-        r"class 'covid' has no image in val \(its 12 images are of 1 patient\(s\)\)\. Add images of it \(from more"
-    )
+    message = r"class 'covid' has no image in val \(its 12 images show 1 different patient\(s\) or film\(s\)\)\. Add images of it \(from more"
     with pytest.raises(DataError, match=message):
         import_dataset(films, tmp_path / "out", metadata=write_csv(films, rows), size=64, quiet=True)
 
@@ -548,3 +546,25 @@ def test_a_resumed_import_sees_changes_in_hidden_folders(tmp_path, monkeypatch):
     dataset = import_dataset(films, tmp_path / "out", metadata=metadata, size=64, quiet=True)
     row = dataset.column("path").index(".more/normal/000.png")
     assert (dataset.pixels[row] == 200).all()
+
+
+def test_a_class_of_copies_of_one_film_is_refused_as_one_film(tmp_path):
+    films = make_films(tmp_path / "films")
+    for file in (films / "normal").iterdir():
+        file.write_bytes((films / "normal" / "000.png").read_bytes())
+    with pytest.raises(DataError, match=r"its 12 images show 1 different patient\(s\) or film\(s\)"):
+        import_dataset(films, tmp_path / "out", size=64, quiet=True)
+
+
+def test_lung_masks_of_class_numbers_are_masks(tmp_path):
+    films = make_films(tmp_path / "films")
+    lungs = np.zeros((40, 30), np.uint8)
+    lungs[:, :10], lungs[:, 20:] = 1, 2
+    (tmp_path / "films" / "masks").mkdir()
+    Image.fromarray(lungs).save(films / "masks" / "lungs.png")
+    rows = [row for row in rows_for(films) if "masks" not in str(row["path"])]
+    metadata = write_csv(films, [row | {"ward": "masks/lungs.png"} for row in rows])
+    metadata.write_text(metadata.read_text().replace("ward", "extra.lung_mask"))
+    dataset = import_dataset(films, tmp_path / "out", metadata=metadata, size=64, quiet=True)
+    assert dataset.lung_masks is not None
+    assert (dataset.lung_masks[0] == 255).mean() == pytest.approx(2 / 3, abs=0.02)
