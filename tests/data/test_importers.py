@@ -195,7 +195,7 @@ def test_a_patient_in_two_sources_is_one_patient(tmp_path):
 def test_a_class_of_one_patient_is_refused_with_the_reason(tmp_path):
     films = make_films(tmp_path / "films")
     rows = rows_for(films, patient_id=lambda i: "p" if i < 12 else "")
-    message = r"class 'covid' has no image in val \(its 12 images show 1 different patient\(s\) or film\(s\)\)\. Add images of it \(from more"
+    message = r"its 12 images show 1 different patient\(s\) or film\(s\)\)\. Add images of it \(from more"
     with pytest.raises(DataError, match=message):
         import_dataset(films, tmp_path / "out", metadata=write_csv(films, rows), size=64, quiet=True)
 
