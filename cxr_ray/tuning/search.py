@@ -29,6 +29,13 @@ def quieten() -> None:
     logging.getLogger("ray.tune.tune").setLevel(logging.ERROR)
     # Its traces of trials that failed or notes it could not read; both are told in a sentence.
     logging.getLogger("ray.tune.execution.tune_controller").setLevel(logging.CRITICAL)
+    logging.getLogger("ray.tune.execution.experiment_state").addFilter(_is_no_race)
+
+
+def _is_no_race(record: logging.LogRecord) -> bool:
+    """False where Tune copied its notes at the moment it renamed one of them, whose next copy has it."""
+    error = record.exc_info[1] if record.exc_info else None
+    return not (isinstance(error, FileNotFoundError) and "-tmp-" in str(error))
 
 
 def parameter_space(space: Space) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 import signal
 from pathlib import Path
@@ -16,6 +17,7 @@ from cxr_ray.paths import locate
 from cxr_ray.training.resume import sole_driver
 from cxr_ray.training.run_folder import RunFolder
 from cxr_ray.tuning.run import tune
+from cxr_ray.tuning.search import quieten
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -182,3 +184,16 @@ def test_a_run_whose_trials_all_fail_ends_in_their_reason(space, phantoms, tmp_p
     path.write_text(yaml.safe_dump(content))
     with pytest.raises(RunError, match=r"every trial failed: .*training loss became"):
         tune(path, phantoms, storage=tmp_path, name="hopeless", quiet=True)
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (FileNotFoundError(2, "Failed to open local file '/run/.3224ba28-tmp-search_gen_state.json'"), False),
+        (OSError(28, "No space left on device"), True),
+    ],
+)
+def test_a_copy_of_tunes_notes_that_met_a_renaming_is_not_told_and_a_full_disk_is(error, told):
+    quieten()
+    record = logging.LogRecord("", logging.ERROR, "", 1, "Saving failed", None, (type(error), error, None))
+    assert bool(logging.getLogger("ray.tune.execution.experiment_state").filter(record)) is told
