@@ -568,3 +568,6 @@ def test_lung_masks_of_class_numbers_are_masks(tmp_path):
     dataset = import_dataset(films, tmp_path / "out", metadata=metadata, size=64, quiet=True)
     assert dataset.lung_masks is not None
     assert (dataset.lung_masks[0] == 255).mean() == pytest.approx(2 / 3, abs=0.02)
+    Image.fromarray(np.where(lungs > 1, 255, 0).astype(np.uint8)).save(films / "masks" / "lungs.png")
+    other = import_dataset(films, tmp_path / "other", metadata=metadata, size=64, quiet=True)
+    assert other.info.fingerprint != dataset.info.fingerprint  # or a node's copy of one would be taken for the other
