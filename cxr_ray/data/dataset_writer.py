@@ -77,6 +77,7 @@ def write_dataset(
         raise DataError("two images have the same image_id", where=out, next_step="Please report this")
     manifest = manifest.combine_chunks()  # how it was put together must not show in the file
     sink = pa.BufferOutputStream()
+    # In groups, each of which is held in memory while it is encoded.
     pq.write_table(manifest, sink, compression="zstd", row_group_size=4096)
     content = sink.getvalue().to_pybytes()
     write_atomically(out / MANIFEST_FILE, content)
