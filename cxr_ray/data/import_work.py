@@ -172,7 +172,7 @@ class ImportWork:
         """Size and time of every file below the source: what tells that a film has changed since a shard was made."""
         states = {entry.path: [entry.size, entry.modified_ns] for entry in self.source.walk()}
         # A sheet may name films in hidden folders, which a walk passes over.
-        for path in {path for file in self._files for path in _paths(file)}.difference(states):
+        for path in (path for file in self._files for path in _paths(file) if path not in states):
             info = self.source.filesystem.get_file_info(self.source.child(path).path)
             states[path] = [info.size or 0, info.mtime_ns or 0]
         return states
