@@ -27,7 +27,7 @@ def read_folders(src: Location) -> Listing:
     Raises:
         DataError: A class folder's name cannot name a class, or there are no class folders with films.
     """
-    films, left_out = list[PurePosixPath](), Counter[str]()
+    films, left_out = list[str](), Counter[str]()
     classes: dict[str, str] = {}
     for entry in src.walk():
         path = PurePosixPath(entry.path)
@@ -39,18 +39,20 @@ def read_folders(src: Location) -> Listing:
         elif any(part.lower() in _MASK_FOLDERS for part in path.parts[:-1]):
             left_out["mask files"] += 1
         else:
-            films.append(path)
-    splits = {path.parts[0]: SPLIT_NAMES.get(path.parts[0].lower()) for path in films}
+            films.append(entry.path)  # as text: paths in parts are half a kilobyte each
+    splits = {top: SPLIT_NAMES.get(top.lower()) for top in (path.split("/", 1)[0] for path in films)}
     split_first = bool(splits) and None not in splits.values()
     files = []
     for path in films:
-        split, folders = (splits[path.parts[0]], path.parts[1:-1]) if split_first else (None, path.parts[:-1])
+        top, *folders = path.split("/")[:-1]
+        split = splits[top] if split_first else None
+        folders = folders if split_first else [top]
         if not folders:
             left_out["images that lie in no class folder"] += 1
             continue
         folder = folders[0]
         label = classes.get(folder) or classes.setdefault(folder, _class_of(src, folder))
-        files.append(SourceFile(str(path), label, source=src.name, split=split))
+        files.append(SourceFile(path, label, source=src.name, split=split))
     notes = [f"left out {count} {what}" for what, count in left_out.items() if count]
     if split_first:
         notes.append(f"the folders {', '.join(splits)} are taken for splits, and the folders in them for classes")
